@@ -1,0 +1,63 @@
+"""What every test stands on: checked shapes, fixed seeds, no network, loud deprecations."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before transformers and huggingface_hub read them; also for the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+_SHIM = str(Path(__file__).parent / "torchvision_shim")
+if _SHIM not in sys.path:
+    sys.path.insert(0, _SHIM)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SHIM, os.environ.get("PYTHONPATH")]))
+sys.modules.pop("sitecustomize", None)  # the system's own, if there was one
+import jaxtyping  # noqa: E402
+import sitecustomize  # noqa: E402, F401  (declares what a CUDA build of torchvision lacks on a CPU)
+import torch  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotated signature and dataclass of foveate is checked, shapes included, in tests only.
+assert "foveate" not in sys.modules, "foveate was imported before its signatures could be checked"
+install_import_hook("foveate", "beartype.beartype")
+
+torch.set_num_threads(1)
+
+
+class DeprecationLogged(AssertionError):
+    """transformers announces most of its deprecations as log lines, not as warnings."""
+
+
+class _Deprecations(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if any(word in text.lower() for word in ("deprecat", "will be removed")):
+            raise DeprecationLogged(f"transformers says: {text}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deprecations_raise() -> Iterator[None]:
+    handler = _Deprecations(logging.WARNING)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Signatures unchecked, as they are for users: the library's own checks must answer."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
