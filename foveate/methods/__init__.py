@@ -1,0 +1,1 @@
+"""One file a method. None imports another, a model or an adapter."""
