@@ -1,0 +1,89 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: native resolution, merged 2 x 2 patches, M-RoPE."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foveate.adapters.base import Adapter, Layout
+from foveate.compressor import Grid
+
+
+class QwenVL(Adapter):
+    """`Qwen2VLForConditionalGeneration`, images and videos.
+
+    The processor already orders patches so that the four of a slot follow each other.
+    """
+
+    model_types = ("qwen2_vl",)
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    tower_path = {"image": "visual", "video": "visual"}  # noqa: RUF012
+    blocks_path = "blocks"
+    attention_path = "attn"
+    projector_path = "visual.merger"
+
+    def tower(self, modality: str) -> Any:
+        return self.tower_module(modality)
+
+    def selected_block(self, modality: str) -> int:
+        return len(self.blocks(modality)) - 1
+
+    def order(self, thw: Tensor) -> Tensor | None:
+        """(n,) which group of four tower tokens makes each slot; None if slot i is group i."""
+        del thw
+        return None
+
+    def layouts(self, modality: str, kwargs: dict[str, Any]) -> list[Layout]:
+        thw = torch.as_tensor(kwargs[f"{modality}_grid_thw"])
+        merge = int(self.config.vision_config.spatial_merge_size)
+        order = self.order(thw)
+        layouts, start = [], 0
+        for index, (t, h, w) in enumerate(thw.tolist()):
+            n = t * h * w // merge**2
+            groups = torch.arange(start, start + n)
+            if order is not None:
+                groups = order[start : start + n]
+            rows = groups[:, None] * merge**2 + torch.arange(merge**2)
+            layouts.append(
+                Layout(
+                    grids=(Grid(t, h // merge, w // merge),),
+                    visual=torch.ones(n, dtype=torch.bool),
+                    rows=rows,
+                    patches=rows,
+                    tile=torch.full((n,), index),
+                    side=None,
+                )
+            )
+            start += n
+        return layouts
+
+    def project(self, rows: Float[Tensor, "m r c"]) -> Float[Tensor, "m d"]:
+        out: Tensor = self.projector(rows.flatten(0, 1))
+        return out
+
+
+class Qwen25VL(QwenVL):
+    """`Qwen2_5_VLForConditionalGeneration`: tower tokens are sorted by attention window."""
+
+    model_types = ("qwen2_5_vl",)
+
+    def order(self, thw: Tensor) -> Tensor | None:
+        visual = self.base.visual
+        if hasattr(visual, "get_window_index"):  # up to transformers 5.1x
+            index = visual.get_window_index(thw)[0]
+        else:
+            from transformers.vision_utils import get_vision_window_index
+
+            index = get_vision_window_index(
+                thw.cpu(), visual.spatial_merge_size, visual.window_size, visual.patch_size
+            )[0]
+        return torch.argsort(torch.as_tensor(index).cpu())
+
+
+class Qwen3VL(QwenVL):
+    """`Qwen3VLForConditionalGeneration`: DeepStack features enter the first decoder layers."""
+
+    model_types = ("qwen3_vl",)
