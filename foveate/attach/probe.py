@@ -1,0 +1,134 @@
+"""Reading attention without eager attention: a function between a module and its kernel.
+
+For the modules that are read, the attention interface is a registered function that hands q and
+k to a reader and then calls the original backend. Masks, kernels and outputs stay as they are.
+The module gets a copied config that names the function; leaving takes both away again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+ROWS_AT_ONCE = 256  # query rows of a score matrix held in memory at a time
+
+Reader = Callable[..., Tensor | None]
+"""(q (b, h, n, d), k (b, g, n, d), mask or None, interface kwargs) -> None, or a bias added to
+the attention logits, broadcastable to (b, 1, 1, n)."""
+
+
+@contextlib.contextmanager
+def probed(readers: dict[nn.Module, Reader]) -> Iterator[None]:
+    """Let `readers` see the q and k of their attention modules while the context lasts."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    saved: list[tuple[nn.Module, Any]] = []
+    names: set[str] = set()
+    try:
+        for module, reader in readers.items():
+            config: Any = module.config
+            implementation = config._attn_implementation or "eager"
+            # A kernel's own name stays inside ours: towers ask for "flash" by substring.
+            name = f"{implementation}|foveate-{id(reader)}"
+            ALL_ATTENTION_FUNCTIONS[name] = _interface(reader, implementation)
+            names.add(name)
+            saved.append((module, config))
+            mine = copy.copy(config)
+            mine._attn_implementation = name
+            module.config = mine
+        yield
+    finally:
+        for module, config in saved:
+            module.config = config
+        for name in names:
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _interface(reader: Reader, implementation: str) -> Callable[..., Any]:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        bias = reader(query, key, attention_mask, kwargs)
+        if bias is not None:
+            bias = bias.to(query.dtype)
+            attention_mask = bias if attention_mask is None else _add(attention_mask, bias)
+        if implementation == "eager":
+            # Every modeling file has an eager function of its own.
+            backend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        else:
+            backend = ALL_ATTENTION_FUNCTIONS[implementation]
+        return backend(module, query, key, value, attention_mask, *args, **kwargs)
+
+    return attention
+
+
+def _add(mask: Tensor, bias: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=bias.dtype).masked_fill(
+            ~mask, torch.finfo(bias.dtype).min
+        )
+    return mask + bias
+
+
+def attention_received(
+    q: Float[Tensor, "h n d"],
+    k: Float[Tensor, "h n d"],
+    scale: float,
+    mask: Tensor | None = None,
+) -> Float[Tensor, " n"]:
+    """(n,) attention each key receives, mean over heads and over the queries that may see it.
+
+    Args:
+        q, k: one sequence's queries and keys.
+        scale: factor on the logits.
+        mask: (1 or h, n, n) boolean (True: visible) or additive; None if all is visible.
+    """
+    n = q.shape[1]
+    total = torch.zeros(n, device=q.device)
+    seen = torch.zeros(n, device=q.device)
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        logits = (q[:, rows].float() @ k.float().mT) * scale
+        if mask is None:
+            seen += logits.shape[1]
+        else:
+            visible = visible_keys(mask[:, rows])
+            logits = logits.masked_fill(~visible, -torch.inf)
+            seen += visible.float().mean(0).sum(0)
+        total += logits.softmax(-1).nan_to_num().mean(0).sum(0)
+    return total / seen.clamp(min=1)
+
+
+def attention_rows(
+    q: Float[Tensor, "h m d"],
+    k: Float[Tensor, "h n d"],
+    scale: float,
+    mask: Tensor | None = None,
+) -> Float[Tensor, "h m n"]:
+    """Attention probabilities of a few query rows, in float32."""
+    logits = (q.float() @ k.float().mT) * scale
+    if mask is not None:
+        logits = logits.masked_fill(~visible_keys(mask), -torch.inf)
+    return logits.softmax(-1)
+
+
+def visible_keys(mask: Tensor) -> Bool[Tensor, "..."]:
+    """Boolean form of a boolean or additive mask: True where a key may be seen."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask > torch.finfo(mask.dtype).min / 2

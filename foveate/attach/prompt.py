@@ -1,0 +1,183 @@
+"""What in a prompt is the user's question, and which placeholders belong to which picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from foveate.adapters.base import Adapter, Layout, join
+from foveate.attach.encoder import Capture
+from foveate.errors import AttachError
+
+_PROBE = "zebra"
+
+
+@dataclasses.dataclass(eq=False)
+class Placed:
+    """One picture or video in the prompt that is being prefilled.
+
+    Attributes:
+        row: batch row.
+        index: how manieth picture of its row it is.
+        capture: the encoder call its features come from.
+        layout: its placeholders.
+        slots: (n,) where its visual slots are in this forward pass's sequence.
+    """
+
+    row: int
+    index: int
+    capture: Capture
+    layout: Layout
+    slots: Int[Tensor, " n"]
+
+    @property
+    def is_video(self) -> bool:
+        """Whether this is a video."""
+        return self.capture.modality == "video"
+
+
+@dataclasses.dataclass(eq=False)
+class Prompt:
+    """The token ids of one forward pass, on the host.
+
+    Attributes:
+        ids: (b, s) token ids.
+        real: (b, s) True where the token is no padding.
+    """
+
+    ids: Int[Tensor, "b s"]
+    real: Tensor
+
+    def place(self, adapter: Adapter, captures: list[Capture]) -> list[Placed]:
+        """Every picture of this prompt with its slots, row by row.
+
+        Raises:
+            AttachError: placeholders and encoded features do not match, as in chunked prefill.
+        """
+        placed: list[Placed] = []
+        for modality, token in adapter.placeholder_ids.items():
+            here = self.ids == token
+            count = int(here.sum())
+            known = [c for c in reversed(captures) if c.modality == modality]
+            if count and known:
+                placed += self._place(adapter, modality, here, count, known)
+        return sorted(placed, key=lambda p: (p.row, int(p.slots[0])))
+
+    def _place(
+        self, adapter: Adapter, modality: str, here: Tensor, count: int, known: list[Capture]
+    ) -> list[Placed]:
+        rows = len(here)
+        fitting = [
+            c
+            for c in known
+            if count % c.placeholders == 0 and rows % (count // c.placeholders) == 0
+        ]
+        if not fitting:
+            raise AttachError(
+                f"The prompt part being run has {count} {modality} placeholders, the encoded "
+                f"{modality}s fill {known[0].placeholders}.\n"
+                "Chunked prefill cannot be compressed: pass the whole prompt at once "
+                "(prefill_chunk_size=None),\nand encode the pictures while attached."
+            )
+        capture = fitting[0]
+        # Beams and num_return_sequences repeat each row; its pictures repeat with it.
+        copies = count // capture.placeholders
+        placed: list[Placed] = []
+        cursor = start = 0
+        for row in range(rows):
+            if row % copies == 0:
+                start = cursor
+            cursor = start
+            positions = here[row].nonzero().flatten()
+            tiles, starts, places, offset = [], [], [], 0
+            while offset < len(positions):
+                layout = capture.layouts[cursor] if cursor < len(capture.layouts) else None
+                if layout is None or offset + layout.length > len(positions):
+                    raise AttachError(
+                        f"Row {row} has {len(positions)} {modality} placeholders, which is no "
+                        f"whole number of encoded {modality}s.\nPass the prompt as its processor "
+                        "made it, in one piece."
+                    )
+                here_now = positions[offset : offset + layout.length]
+                tiles.append(layout)
+                starts.append(int(here_now[0]))
+                places.append(here_now[layout.visual])
+                offset, cursor = offset + layout.length, cursor + 1
+            ids = self.ids[row].tolist()
+            images = adapter.group(ids, starts, [t.length for t in tiles])
+            for image in sorted(set(images)):
+                members = [i for i, owner in enumerate(images) if owner == image]
+                placed.append(
+                    Placed(
+                        row=row,
+                        index=image,
+                        capture=capture,
+                        layout=join([tiles[i] for i in members]),
+                        slots=torch.cat([places[i] for i in members]),
+                    )
+                )
+        return placed
+
+    def question(self, row: int, visual: list[int], template: Template | None) -> list[int]:
+        """Positions of the user's text in the turn being answered, in row `row`.
+
+        Template tokens are left out where `template` knows them; otherwise it is all text
+        after the last picture, else all text before it. Never empty if there is any text.
+        """
+        real = [i for i in self.real[row].nonzero().flatten().tolist() if i not in set(visual)]
+        after = [i for i in real if not visual or i > visual[-1]]
+        text = after or real
+        if template is not None and text:
+            text = template.strip(self.ids[row].tolist(), text) or text
+        return text
+
+
+class Template:
+    """The tokens a chat template puts around a question, found by rendering one."""
+
+    def __init__(self, processor: Any) -> None:
+        self.before, self.after = [], []
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.tokenizer = tokenizer
+        render = getattr(processor, "apply_chat_template", None)
+        if render is None or not getattr(processor, "chat_template", None):
+            return
+        message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}
+        text = render([message], add_generation_prompt=True, tokenize=False)
+        head, found, tail = str(text).partition(_PROBE)
+        if found:
+            self.before = self._ids(head)
+            self.after = self._ids(tail)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some token ids."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def strip(self, ids: list[int], text: list[int]) -> list[int]:
+        """Of the positions `text` in `ids`, those between the template's own tokens."""
+        end = _last(ids, self.after, text[0], text[-1] + 1)
+        if end is None:
+            return []
+        start = text[0]
+        header = self.before[-3:]  # enough to know a turn's start; longer heads hold BOS
+        found = _last(ids, header, start, end)
+        if found is not None:
+            start = found + len(header)
+        return [i for i in text if start <= i < end]
+
+
+def _last(ids: list[int], part: list[int], start: int, end: int) -> int | None:
+    """Where `part` last occurs in ids[start:end]; None if it does not."""
+    if not part:
+        return None
+    for i in range(end - len(part), start - 1, -1):
+        if ids[i : i + len(part)] == part:
+            return i
+    return None
