@@ -26,7 +26,13 @@ from foveate.adapters.base import Adapter, first_tensor
 from foveate.attach import faults
 from foveate.attach.encoder import Encoder
 from foveate.attach.prompt import Placed, Prompt, Template
-from foveate.attach.tables import Segment, Tables, compress, tables_of
+from foveate.attach.tables import (
+    Segment,
+    Tables,
+    compress,
+    tables_of,
+    widen_static_windows,
+)
 from foveate.compressor import (
     Compressor,
     Grid,
@@ -491,12 +497,7 @@ class Decoder:
             from transformers import DynamicCache
 
             cache = kwargs["past_key_values"] = DynamicCache(config=language.config)
-        for layer in getattr(cache, "layers", ()):
-            if getattr(layer, "is_sliding", False) and getattr(layer, "is_compileable", False):
-                raise AttachError(
-                    "A static sliding-window cache cannot hold compressed prompts.\n"
-                    "Use cache_implementation='dynamic' (the default)."
-                )
+        widen_static_windows(cache)
         firsts = self.layers or (0,)
         before = torch.arange(now.past, device=now.device).expand(now.batch, -1)
         tables = Tables(
@@ -755,7 +756,9 @@ class _LayerHook:
         holes |= segment is not None and segment.holes
         if holes:
             return True
-        short = first is not None or segment is not None or getattr(held, "is_sliding", False)
+        # A sliding window holds fewer keys than the mask has columns, a static cache more.
+        other = getattr(held, "is_sliding", False) or getattr(held, "is_compileable", False)
+        short = first is not None or segment is not None or other
         return short and kwargs.get("attention_mask") is not None
 
     def _gather_mask(
@@ -769,7 +772,7 @@ class _LayerHook:
     ) -> None:
         mask = kwargs.get("attention_mask")
         width = _physical_past(layer_cache, segment, now)
-        key = (first, width, "mask", id(mask))
+        key = (first, segment and segment.first_layer, width, "mask", id(mask))
         if key not in now.memo:
             query, keys = self._tables(now, first, segment, layer_cache, width, hidden.device)
             made = _short_mask(mask, query, keys, now)

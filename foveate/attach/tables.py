@@ -179,6 +179,32 @@ class CompressedCache:
         tables.seen = left
 
 
+def widen_static_windows(cache: Any) -> None:
+    """Let a static cache's sliding layers hold all tokens; the mask keeps their window.
+
+    A static window rolls over its slots, which leaves no order to keep tables of. The window is
+    measured in original distances, so it is the mask's business anyway.
+    """
+    rolling = [
+        index
+        for index, layer in enumerate(getattr(cache, "layers", ()))
+        if getattr(layer, "is_sliding", False) and getattr(layer, "is_compileable", False)
+    ]
+    if not rolling:
+        return
+    from transformers.cache_utils import StaticLayer
+
+    length = max(layer.max_cache_len for layer in cache.layers)
+    used = any(cache.layers[index].is_initialized for index in rolling)
+    if used or len(rolling) == len(cache.layers):
+        raise AttachError(
+            "A static cache whose sliding windows are in use, or that has nothing else, cannot "
+            "take a compressed prompt.\nUse cache_implementation='dynamic' (the default)."
+        )
+    for index in rolling:
+        cache.layers[index] = StaticLayer(max_cache_len=length)
+
+
 def release(cache: Any) -> None:
     """Give a cache instance its own class back."""
     cache.__class__ = type(cache).__mro__[2]
