@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foveate.attach import faults
-from foveate.attach.decoder import Item
+from foveate.attach.forward import Item
 from foveate.attach.run import Encoded, Report, Run, attach, encode
 
 __all__ = ["Encoded", "Item", "Report", "Run", "attach", "encode", "faults"]

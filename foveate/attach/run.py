@@ -12,8 +12,10 @@ from torch import nn
 
 from foveate import catalog
 from foveate.adapters import adapter_for
-from foveate.attach.decoder import Decoder, Item, Pass
+from foveate.attach.decision import Decision
+from foveate.attach.decoder import Decoder
 from foveate.attach.encoder import Capture, Encoder
+from foveate.attach.forward import Item, Pass
 from foveate.attach.prompt import Template
 from foveate.compressor import (
     Compressor,
@@ -114,16 +116,12 @@ class Run:
         tower = cast(TowerMethod, method) if method.stage in (Stage.IMAGE, Stage.ENCODER) else None
         self._encoder = Encoder(self._adapter, method.reads, tower, keep)
         template = None if processor is None else Template(processor)
-        self._decoder = Decoder(
-            self._adapter,
-            method,
-            self._encoder,
-            keep=keep,
-            positions=positions,
-            template=template,
-            force=force,
+        decision = Decision(
+            self._adapter, method, keep=keep, positions=positions, template=template
         )
-        self._decoder.on_prefill = self._count
+        self._decoder = Decoder(
+            self._adapter, decision, self._encoder, on_prefill=self._count, force=force
+        )
         if encoded is not None:
             self._encoder.captures = list(encoded.captures)
         self._stack: contextlib.ExitStack | None = None
@@ -172,7 +170,7 @@ class Run:
         """The pictures of the last prefill and their mappings."""
         return self._decoder.items
 
-    def _count(self, now: Pass, decision: float, prefill: float) -> None:
+    def _count(self, now: Pass) -> None:
         layers = len(self._adapter.decoder_layers)
         for item in self.items:
             self._seen["images"] += 1
@@ -180,8 +178,8 @@ class Run:
             self._seen["entering"] += item.entering
             self._seen["specials"] += item.specials
             self._average += item.average(layers)
-        self._decision += decision
-        self._prefill += prefill
+        self._decision += now.decision_seconds
+        self._prefill += now.prefill_seconds
         self._kv = _kv_bytes(now)
 
     def report(self) -> Report:

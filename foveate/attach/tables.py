@@ -9,9 +9,7 @@ reset.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -95,14 +93,17 @@ def tables_of(cache: Any) -> Tables | None:
 def compress(cache: Any, tables: Tables) -> None:
     """Give this cache instance its tables, and the subclass that answers in original lengths."""
     cache.foveate_tables = tables
-    own: Hashable = type(cache)
-    cache.__class__ = _compressed(own)
+    cache.__class__ = _compressed(type(cache))
 
 
-@functools.cache
-def _compressed(cls: Hashable) -> type:
-    assert isinstance(cls, type)
-    return type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
+def _compressed(cls: type) -> type:
+    made = _classes.get(cls)
+    if made is None:
+        made = _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
+    return made
+
+
+_classes: dict[type, type] = {}
 
 
 class CompressedCache:

@@ -1,0 +1,175 @@
+"""One forward pass of the language model: its pictures, and which of its tokens run where."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from foveate.attach.prompt import Placed, Prompt
+from foveate.attach.tables import Tables
+from foveate.compressor import Grid
+from foveate.mapping import Mapping
+
+
+@dataclasses.dataclass(eq=False)
+class Item:
+    """What happened to one picture or video in the last prefill.
+
+    Attributes:
+        row: batch row.
+        index: how manieth picture of its row it is.
+        is_video: whether it is a video.
+        grids: the rasters of its slots.
+        slots: (n,) positions of its visual slots in the prompt part that was run.
+        specials: newline, separator and CLS placeholders, which always stay.
+        steps: (layer, P) for each place where tokens were dropped; layer None is before the LLM.
+        mapping: their product, from the n slots to the tokens that reach the last layer.
+    """
+
+    row: int
+    index: int
+    is_video: bool
+    grids: tuple[Grid, ...]
+    slots: Int[Tensor, " n"]
+    specials: int
+    steps: list[tuple[int | None, Mapping]]
+    mapping: Mapping
+
+    @property
+    def n(self) -> int:
+        """Visual slots before any compression."""
+        return len(self.slots)
+
+    @property
+    def entering(self) -> int:
+        """Visual tokens that enter decoder layer 0."""
+        return next((p.m for layer, p in self.steps if layer is None), self.n)
+
+    def average(self, layers: int) -> float:
+        """Visual tokens averaged over the decoder layers that ran."""
+        total, now, done = 0, self.entering, 0
+        for layer, p in self.steps:
+            if layer is not None:
+                total, now, done = total + now * (layer - done), p.m, layer
+        return (total + now * (layers - done)) / layers
+
+
+@dataclasses.dataclass(eq=False)
+class Live:
+    """One picture during a forward pass: where its current tokens are."""
+
+    placed: Placed
+    item: Item
+    alive: Int[Tensor, " m"]  # sequence positions of its current rows, ascending
+    source: Int[Tensor, " m"]  # the slot whose position and DeepStack rows each row carries
+    question: list[int]  # positions of the user's text, where the method reads it
+    budget: tuple[int | None, ...] = ()  # tokens to keep from each dropping decoder layer on
+
+    @classmethod
+    def all_of(cls, placed: Placed, question: list[int]) -> Live:
+        """A picture of which nothing has been dropped yet."""
+        layout = placed.layout
+        item = Item(
+            row=placed.row,
+            index=placed.index,
+            is_video=placed.is_video,
+            grids=layout.grids,
+            slots=placed.slots,
+            specials=layout.length - layout.n,
+            steps=[],
+            mapping=Mapping.identity(layout.n),
+        )
+        return cls(placed, item, alive=placed.slots, source=placed.slots, question=question)
+
+
+@dataclasses.dataclass(eq=False)
+class Pass:
+    """One forward pass of the inner language model.
+
+    Attributes:
+        batch, length: its shape, in original tokens.
+        past: original tokens that the cache had seen.
+        device: where the model's first layer is.
+        tables: the cache's tables, None without a cache.
+        live: the pictures in it.
+        cache: the cache itself.
+        kept: first layer -> (b, s') sequence positions of the rows that run from there on, -1
+            for holes; right-aligned.
+        holes: the same -> whether there is a hole.
+        decided, alive: decoder layer -> what was decided there, and where each picture's tokens
+            lived before it; a checkpoint's recomputation applies them again.
+        embeds: the input embeddings, for methods that read the question later on.
+        deepstack, deep_index: visual features that the first layers add, and (b, s) which of
+            their rows belongs to each sequence position, -1 for none.
+        prompt: the token ids, None for a pass without pictures.
+        opened, decision_seconds, prefill_seconds: host clock.
+        memo: tensors gathered for one stretch of layers, reused by all of them.
+    """
+
+    batch: int
+    length: int
+    past: int
+    device: torch.device
+    tables: Tables | None = None
+    live: list[Live] = dataclasses.field(default_factory=list)
+    cache: Any = None
+    prompt: Prompt | None = None
+    kept: dict[int, Int[Tensor, "b q"]] = dataclasses.field(default_factory=dict)
+    holes: dict[int, bool] = dataclasses.field(default_factory=dict)
+    decided: dict[int, list[Mapping]] = dataclasses.field(default_factory=dict)
+    alive: dict[int, list[Int[Tensor, " m"]]] = dataclasses.field(default_factory=dict)
+    embeds: Tensor | None = None
+    deepstack: list[Tensor] = dataclasses.field(default_factory=list)
+    deep_index: Tensor | None = None
+    memo: dict[tuple[Any, ...], Any] = dataclasses.field(default_factory=dict)
+    opened: float = 0.0
+    decision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+
+    def start_of(self, layer: int) -> int | None:
+        """First layer of the stretch of equal length that `layer` is in; None: nothing dropped."""
+        below = [first for first in self.kept if first <= layer]
+        return max(below) if below else None
+
+    def keep_rows(self, first: int) -> None:
+        """Set the table from decoder layer `first` on, from where the pictures' tokens live."""
+        gone = [torch.zeros(self.length, dtype=torch.bool) for _ in range(self.batch)]
+        for live in self.live:
+            gone[live.placed.row][live.placed.slots] = True
+        for live in self.live:
+            gone[live.placed.row][live.alive] = False
+        rows = [(~lost).nonzero().flatten() for lost in gone]
+        width = max(len(row) for row in rows)
+        table = torch.full((self.batch, width), -1)
+        for i, row in enumerate(rows):
+            table[i, width - len(row) :] = row
+        self.kept[first] = table
+        self.holes[first] = any(len(row) < width for row in rows)
+
+
+def fill(index: Int[Tensor, "b q"]) -> Int[Tensor, "b q"]:
+    """Holes point at the row's first real entry, so that they compute something finite."""
+    first = torch.where(index >= 0, index, torch.iinfo(index.dtype).max).min(1, keepdim=True)
+    return torch.where(index >= 0, index, first.values)
+
+
+def gather(x: Tensor, index: Int[Tensor, "b q"]) -> Tensor:
+    """Entries of x (..., 1 or b, s, d) at `index` (b, q) along its second-last axis."""
+    if x.shape[-3] == 1 and len(index) > 1:
+        x = x.expand(*x.shape[:-3], len(index), *x.shape[-2:])
+    where = index[..., None].expand(*x.shape[:-2], index.shape[1], x.shape[-1])
+    return x.gather(-2, where)
+
+
+def inverse(table: Int[Tensor, "b q"], length: int) -> Int[Tensor, "b s"]:
+    """(b, s) for each sequence position the physical slot of the last kept token up to it."""
+    rows = []
+    for row in table:
+        kept = row[row >= 0]
+        slot = torch.searchsorted(kept, torch.arange(length), right=True) - 1
+        rows.append(slot.clamp(min=0) + len(row) - len(kept))
+    return torch.stack(rows)

@@ -1,0 +1,251 @@
+"""Before and after one decoder layer: hidden states, cos and sin, and masks made short.
+
+Masks arrive in original coordinates. Every layer gathers its rows and columns through the table
+of which original token each physical slot holds; what one layer gathered, the next of equal
+length reuses.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foveate.adapters.base import first_tensor
+from foveate.attach import faults
+from foveate.attach.forward import Pass, fill, gather
+from foveate.attach.tables import Segment
+from foveate.errors import AttachError
+
+
+# Forward passes whose backward pass may still come; only where layer hooks run again there.
+PASSES_REMEMBERED = 16
+
+
+class Owner(Protocol):
+    """What a layer's hooks need of the decoder they belong to."""
+
+    now: Pass | None
+    layers: tuple[int, ...]
+    recompute: dict[int, tuple[weakref.ref[Tensor], Pass]]
+
+    def drop(self, now: Pass, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states after the method dropped tokens before `layer`."""
+
+    def trains(self) -> bool:
+        """Whether a backward pass may run the layers again."""
+
+
+class LayerHook:
+    """What happens before and after one decoder layer."""
+
+    def __init__(self, decoder: Owner, layer: int) -> None:
+        self.decoder, self.layer = decoder, layer
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Pre-hook: drop tokens if this layer does, and make its arguments short."""
+        now = self.decoder.now
+        if now is None:
+            now = self._recomputed(kwargs)
+            if now is None:
+                return None
+        layer = self.layer
+        hidden = first_tensor(args, kwargs)
+        self._remember(now, kwargs, hidden)
+        short = hidden
+        if layer in self.decoder.layers and now.live:
+            short = self.decoder.drop(now, layer, hidden)
+        elif layer in now.kept:
+            short = gather(hidden, fill(now.kept[layer]).to(hidden.device))
+        first = now.start_of(layer)
+        segment = None if now.tables is None else now.tables.segment(layer)
+        held = self._cache_layer(now)
+        if first is None and not self._needs_mask(first, segment, now, kwargs, held):
+            return None
+        kwargs = dict(kwargs)
+        if first is not None:
+            self._gather_positions(now, first, kwargs)
+        if self._needs_mask(first, segment, now, kwargs, held):
+            self._gather_mask(now, first, segment, kwargs, short, held)
+        if short is hidden:
+            return args, kwargs
+        if args and args[0] is hidden:
+            return (short, *args[1:]), kwargs
+        return args, {k: short if v is hidden else v for k, v in kwargs.items()}
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Post-hook: add this layer's DeepStack features to the kept tokens."""
+        now = self.decoder.now or self._recomputed(kwargs)
+        if now is None or self.layer >= len(now.deepstack) or now.deep_index is None:
+            return None
+        states = output[0] if isinstance(output, tuple) else output
+        index = now.deep_index
+        first = now.start_of(self.layer)
+        if first is not None:
+            kept = now.kept[first]
+            index = torch.where(kept >= 0, index.gather(1, kept.clamp(min=0)), -1)
+        rows, slots = (index >= 0).nonzero(as_tuple=True)
+        which = index[rows, slots].to(states.device)
+        rows, slots = rows.to(states.device), slots.to(states.device)
+        features = now.deepstack[self.layer].to(states.device, states.dtype)
+        states = states.clone()
+        states[rows, slots] = states[rows, slots] + features[which]
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    # ------------------------------------------------------------------ gradient checkpointing
+
+    def _remember(self, now: Pass, kwargs: dict[str, Any], hidden: Tensor) -> None:
+        """Where layer hooks run again in a checkpoint's recomputation, find the same pass."""
+        if not (torch.is_grad_enabled() and self.decoder.trains()):
+            return
+        known = self.decoder.recompute
+        cos = kwargs["position_embeddings"][0]
+        if id(cos) not in known:
+            for dead in [key for key, (ref, _) in known.items() if ref() is None]:
+                del known[dead]
+            while len(known) >= PASSES_REMEMBERED:
+                del known[next(iter(known))]
+            known[id(cos)] = (weakref.ref(cos), now)
+
+    def _recomputed(self, kwargs: dict[str, Any]) -> Pass | None:
+        if not self.decoder.recompute or "position_embeddings" not in kwargs:
+            return None
+        cos = kwargs["position_embeddings"][0]
+        found = self.decoder.recompute.get(id(cos))
+        return found[1] if found is not None and found[0]() is cos else None
+
+    # ------------------------------------------------------------------ gathering
+
+    def _gather_positions(self, now: Pass, first: int, kwargs: dict[str, Any]) -> None:
+        """The cos and sin at the kept places; no position ids, whose gaps kernels misread."""
+        pair = kwargs.get("position_embeddings")
+        if pair is not None:
+            key = (first, "rope", id(pair[0]))
+            if key not in now.memo:
+                index = fill(now.kept[first]).to(pair[0].device)
+                if faults.is_on("anchor_ignored"):
+                    index = torch.arange(index.shape[1]).expand_as(index).to(index.device)
+                now.memo[key] = (tuple(gather(part, index) for part in pair), pair)
+            kwargs["position_embeddings"] = now.memo[key][0]
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = None
+
+    def _cache_layer(self, now: Pass) -> Any:
+        """This layer's own cache; None if there is none yet."""
+        layers = () if now.tables is None or now.cache is None else now.cache.layers
+        return layers[self.layer] if self.layer < len(layers) else None
+
+    def _needs_mask(
+        self, first: int | None, segment: Segment | None, now: Pass, kwargs: Any, held: Any
+    ) -> bool:
+        """Whether this layer's mask must be made short; known without asking the device."""
+        holes = first is not None and now.holes[first]
+        holes |= segment is not None and segment.holes
+        if holes:
+            return True
+        # A sliding window holds fewer keys than the mask has columns, a static cache more.
+        other = getattr(held, "is_sliding", False) or getattr(held, "is_compileable", False)
+        short = first is not None or segment is not None or other
+        return short and kwargs.get("attention_mask") is not None
+
+    def _gather_mask(
+        self,
+        now: Pass,
+        first: int | None,
+        segment: Segment | None,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+        layer_cache: Any,
+    ) -> None:
+        mask = kwargs.get("attention_mask")
+        width = _physical_past(layer_cache, segment, now)
+        key = (first, segment and segment.first_layer, width, "mask", id(mask))
+        if key not in now.memo:
+            query, keys = self._tables(now, first, segment, layer_cache, width, hidden.device)
+            made = _short_mask(mask, query, keys, now)
+            now.memo[key] = (made, mask)  # the original is held, so that its id stays its own
+        kwargs["attention_mask"] = now.memo[key][0]
+
+    def _tables(
+        self,
+        now: Pass,
+        first: int | None,
+        segment: Segment | None,
+        layer_cache: Any,
+        width: int,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
+        """(b, q) queries and (b, k) keys of this layer by original index, -1 for holes."""
+        if first is None:
+            here = torch.arange(now.length, device=device).expand(now.batch, -1)
+        else:
+            here = now.kept[first].to(device)
+        query = torch.where(here >= 0, here + now.past, -1)
+        keys = query
+        if now.tables is not None:
+            if segment is None:
+                past = torch.arange(now.past, device=device).expand(now.batch, -1)
+            else:
+                past = segment.table(now.past).to(device)
+            past = past[:, past.shape[1] - width :] if width else past[:, :0]
+            keys = torch.cat([past, query], 1)
+        if layer_cache is not None and getattr(layer_cache, "is_compileable", False):
+            spare = layer_cache.max_cache_len - keys.shape[1]
+            if spare < 0:
+                raise AttachError(
+                    f"The static cache holds {layer_cache.max_cache_len} tokens, "
+                    f"{keys.shape[1]} are needed.\nMake it larger (max_cache_len)."
+                )
+            keys = torch.cat([keys, keys.new_full((now.batch, spare), -1)], 1)
+        return query, keys
+
+
+def _physical_past(layer_cache: Any, segment: Segment | None, now: Pass) -> int:
+    """Slots that this layer's cache holds now; a sliding window may have cut them."""
+    if now.tables is None:
+        return 0
+    length = now.past if segment is None else segment.length(now.past)
+    if getattr(layer_cache, "is_sliding", False):
+        held = layer_cache.keys.shape[-2] if layer_cache.is_initialized else 0
+        return min(length, held)
+    return length
+
+
+def _short_mask(mask: Tensor | None, query: Tensor, keys: Tensor, now: Pass) -> Tensor:
+    """The mask of a short layer.
+
+    Args:
+        mask: the full one: None (causal), (b, k) of keys, or (b, h, q, k) boolean or additive.
+        query: (b, q') original indices of the queries, -1 for holes.
+        keys: (b, k') those of the keys, -1 for holes.
+    """
+    hole = keys < 0
+    filled = fill(query)
+    if mask is None:
+        return (keys[:, None, None, :] <= filled[:, None, :, None]) & ~hole[:, None, None, :]
+    if not isinstance(mask, Tensor):
+        raise AttachError(
+            f"Attention masks of type {type(mask).__name__} cannot be gathered.\n"
+            "Use attn_implementation 'sdpa', 'eager' or a flash kernel."
+        )
+    total = now.past + now.length
+    # A sliding cache that was not compressed hands over only its last columns.
+    offset = max(0, total - mask.shape[-1])
+    columns = (keys - offset).clamp(0, mask.shape[-1] - 1)
+    outside = hole | (keys < offset)
+    if mask.ndim == 2:
+        return mask.gather(1, columns).masked_fill(outside, 0)
+    rows = (filled - now.past).clamp(min=0)
+    if faults.is_on("mask_not_gathered"):
+        return mask[..., : rows.shape[1], : columns.shape[1]]
+    b, h = len(rows), mask.shape[1]
+    short = mask.expand(b, -1, -1, -1)[
+        torch.arange(b, device=mask.device)[:, None, None, None],
+        torch.arange(h, device=mask.device)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return short.masked_fill(outside[:, None, None, :], blocked)
