@@ -94,6 +94,7 @@ class VisualTokens:
             template tokens if the prompt's structure is known; never empty.
         question_ids: (l,) its token ids; None if the prompt came as embeddings.
         question_text: the same, as a string.
+        tiles: (n,) which tile, frame or packed picture of the tower each slot was encoded in.
         cells: (n,) at stages `image` and `encoder`, which of the tower's fewer outputs stands
             behind each slot; slots with equal numbers hold equal features.
         layer: at stage `decoder`, the layer about to run; else None.
@@ -112,6 +113,7 @@ class VisualTokens:
     question: Float[Tensor, "l e2"] | None = None
     question_ids: Int[Tensor, " l"] | None = None
     question_text: str | None = None
+    tiles: Int[Tensor, " n"] | None = None
     cells: Int[Tensor, " n"] | None = None
     layer: int | None = None
 

@@ -148,6 +148,7 @@ class Decision:
             wide_attention=pooled(capture.wide_attention, Reads.WIDE),
             wide_keys=pooled(capture.wide_keys, Reads.WIDE),
             cls=given(cls),
+            tiles=layout.tile.to(embeds.device),
             cells=cells,
             **text,
         )

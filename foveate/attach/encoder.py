@@ -160,7 +160,7 @@ class Encoder:
         layout = capture.layouts[0]
         if layout.side is None or any(part.weights is not None for part in capture.layouts):
             raise StageNotAvailable(
-                f"Stage {self.tower.stage!r} needs tiles of one fixed raster; this "
+                f"Stage '{self.tower.stage}' needs tiles of one fixed raster; this "
                 f"{capture.modality} has none.\nUse a method that acts at 'vision' or 'input'."
             )
         height, width = layout.side
@@ -394,4 +394,7 @@ class TowerEdit:
         if getattr(output, "last_hidden_state", None) is not None:
             output.last_hidden_state = spread(output.last_hidden_state)
         if getattr(output, "hidden_states", None) is not None:
-            output.hidden_states = tuple(spread(x) for x in output.hidden_states)
+            # Recent releases keep only the states that are read, None for the others.
+            output.hidden_states = tuple(
+                None if x is None else spread(x) for x in output.hidden_states
+            )

@@ -1,0 +1,253 @@
+"""Tensor maths that several methods share. Pure functions, deterministic, ties to lower indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from foveate.compressor import Grid
+from foveate.mapping import Mapping
+
+
+def unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows of length one, in float32; a zero row stays zero."""
+    x = x.float()
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def cosine(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """cos(a_i, b_j), in float32."""
+    return unit(a) @ unit(b).mT
+
+
+def top(score: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
+    """The k highest scores' indices, best first; ties go to the lower index, NaN comes last."""
+    clean = torch.where(score.isnan(), torch.full_like(score, -torch.inf), score)
+    return torch.argsort(clean, descending=True, stable=True)[:k]
+
+
+def others(index: Int[Tensor, " k"], n: int) -> Int[Tensor, " r"]:
+    """0..n-1 without `index`, ascending."""
+    rest = torch.ones(n, dtype=torch.bool, device=index.device)
+    rest[index] = False
+    return rest.nonzero().flatten()
+
+
+def outlier_share(score: Float[Tensor, " n"]) -> float:
+    """Share of scores above Q3 + 1.5 (Q3 - Q1), quartiles by linear interpolation."""
+    s = score.float()
+    q1, q3 = torch.quantile(s, 0.25), torch.quantile(s, 0.75)
+    return float((s > q3 + 1.5 * (q3 - q1)).float().mean())
+
+
+def equidistant(m: int, n: int) -> Int[Tensor, " m"]:
+    """M places out of n, each in the middle of one of m equal stretches: floor((i + 1/2) n / m)."""
+    return (torch.arange(m) * 2 + 1) * n // (2 * m)
+
+
+def share_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` items over bins in proportion to their sizes, none above its size.
+
+    Largest remainders get what rounding down leaves; ties go to the earlier bin.
+    """
+    whole = sum(sizes)
+    exact = [total * size / whole for size in sizes]
+    given = [math.floor(e) for e in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (given[i] - exact[i], i))
+    left = total - sum(given)
+    while left:
+        for i in by_remainder:
+            if left and given[i] < sizes[i]:
+                given[i] += 1
+                left -= 1
+    return given
+
+
+def cells_of(grid: Grid, m: int) -> Int[Tensor, " size"]:
+    """Cut a grid into m cells of like size and shape; (size,) the cell of each slot, row by row.
+
+    Frames share m in proportion; a frame is cut into r bands of rows and every band into its own
+    number of columns, with r chosen so that cells are as square as m allows. A frame without a
+    share has -1.
+    """
+    per_frame = share_out(m, [grid.height * grid.width] * grid.frames)
+    frames, start = [], 0
+    for count in per_frame:
+        frame = _cells_of_frame(grid.height, grid.width, count)
+        frames.append(torch.where(frame >= 0, frame + start, frame))
+        start += count
+    return torch.cat(frames)
+
+
+def lattice(grids: Sequence[Grid], m: int) -> Int[Tensor, " n"]:
+    """Cut several grids into m cells in all, shared in proportion to size; see `cells_of`."""
+    parts, start = [], 0
+    for grid, count in zip(grids, share_out(m, [grid.size for grid in grids]), strict=True):
+        cells = cells_of(grid, count)
+        parts.append(torch.where(cells >= 0, cells + start, cells))
+        start += count
+    return torch.cat(parts)
+
+
+def _cells_of_frame(height: int, width: int, m: int) -> Int[Tensor, " s"]:
+    if m == 0:
+        return torch.full((height * width,), -1)
+    fewest = -(-m // width)
+    bands = min(max(round(math.sqrt(m * height / width)), fewest), height, m)
+    band_of = torch.arange(height) * bands // height
+    cells = torch.empty(height, width, dtype=torch.long)
+    start = 0
+    for band in range(bands):
+        columns = (band + 1) * m // bands - band * m // bands
+        column_of = torch.arange(width) * columns // width
+        cells[band_of == band] = column_of + start
+        start += columns
+    return cells.flatten()
+
+
+def centres_of(cells: Int[Tensor, " n"], grids: Sequence[Grid], m: int) -> Int[Tensor, " m"]:
+    """(m,) for each cell its slot that lies nearest its centre of mass; ties to the lower slot."""
+    places = torch.cat([_places(grid) for grid in grids]).to(cells.device)
+    inside = cells >= 0
+    count = torch.bincount(cells[inside], minlength=m).float()
+    mass = torch.zeros(m, 3, device=cells.device).index_add_(0, cells[inside], places[inside])
+    centre = mass / count[:, None]
+    distance = torch.full(cells.shape, torch.inf, device=cells.device)
+    distance[inside] = (places[inside] - centre[cells[inside]]).square().sum(1)
+    order = torch.argsort(distance, stable=True)
+    order = order[torch.argsort(cells[order], stable=True)]
+    order = order[int((~inside).sum()) :]
+    first = torch.ones(len(order), dtype=torch.bool, device=cells.device)
+    first[1:] = cells[order].diff() != 0
+    return order[first]
+
+
+def _places(grid: Grid) -> Float[Tensor, "size 3"]:
+    """(frame, row, column) of every slot of a grid."""
+    axes = (torch.arange(k) for k in (grid.frames, grid.height, grid.width))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).float()
+
+
+def one_slot_per_cell(
+    cells: Int[Tensor, " n"], m: int
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
+    """Exactly m slots that show as many different cells as possible.
+
+    Args:
+        cells: (n,) equal numbers where slots hold equal tokens.
+        m: slots to keep, at most n.
+
+    Returns:
+        (m,) slots, ascending - of each cell its middle one, in slot order; with more than m cells
+        an equidistant choice of them, with fewer further slots of the largest cells - and (n,)
+        the row that shows each slot's cell, -1 where none does.
+    """
+    n = len(cells)
+    _, cell = torch.unique(cells, return_inverse=True)
+    count = torch.bincount(cell)
+    order = torch.argsort(cell, stable=True)
+    ends = count.cumsum(0)
+    middle = order[ends - count + (count - 1) // 2]
+    if len(middle) > m:
+        by_place = middle.sort().values
+        kept = by_place[equidistant(m, len(by_place)).to(cells.device)]
+    else:
+        spare = others(middle, n)
+        largest = torch.argsort(count[cell[spare]], descending=True, stable=True)
+        kept = torch.cat([middle, spare[largest[: m - len(middle)]]])
+    index = kept.sort().values
+    row_of_cell = torch.full((len(count),), -1, device=cells.device)
+    row_of_cell[cell[index.flip(0)]] = torch.arange(m, device=cells.device).flip(0)
+    cover = row_of_cell[cell]
+    cover[index] = torch.arange(m, device=cells.device)
+    return index, cover
+
+
+def bipartite_matching(
+    metric: Float[Tensor, "n h"], r: int, protected: int = 0
+) -> Int[Tensor, " n"]:
+    """Bipartite soft matching of ToMe: merge the r most similar pairs of neighbours in rank.
+
+    Tokens at even places (A) look for their most similar token at odd places (B), by cosine of
+    `metric`; the r best-matched of A merge into their partners.
+
+    Args:
+        metric: (n, h) what similarity is measured on, usually attention keys.
+        r: tokens to merge away; at most half of the unprotected ones merge.
+        protected: leading tokens (CLS) that neither merge nor receive.
+
+    Returns:
+        (n,) the new index of every token; survivors keep their order.
+    """
+    n = len(metric)
+    r = max(0, min(r, (n - protected) // 2))
+    owner = torch.arange(n, device=metric.device)
+    if r == 0:
+        return owner
+    even, odd = owner[0::2], owner[1::2]
+    even, odd = even[even >= protected], odd[odd >= protected]
+    best, partner = cosine(metric[even], metric[odd]).max(1)
+    merged = top(best, r)
+    gone = torch.zeros(n, dtype=torch.bool, device=metric.device)
+    gone[even[merged]] = True
+    new_index = (~gone).long().cumsum(0) - 1
+    owner = new_index.clone()
+    owner[even[merged]] = new_index[odd[partner[merged]]]
+    return owner
+
+
+def merge_weighted(
+    x: Float[Tensor, "n d"], owner: Int[Tensor, " n"], size: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
+    """Size-weighted mean of the tokens of each owner, and the new sizes.
+
+    A token that nothing merged into keeps its bits.
+    """
+    m = int(owner.max()) + 1
+    count = torch.bincount(owner, minlength=m)
+    total = torch.zeros(m, device=x.device, dtype=size.dtype).index_add_(0, owner, size)
+    sums = torch.zeros(m, x.shape[1], device=x.device).index_add_(
+        0, owner, x.float() * size.float()[:, None]
+    )
+    merged = (sums / total.float()[:, None]).to(x.dtype)
+    alone: Bool[Tensor, " n"] = count[owner] == 1
+    merged = merged.index_copy(0, owner[alone], x[alone])
+    return merged, total
+
+
+def enriched(
+    kept: Int[Tensor, " k"],
+    weight: Float[Tensor, " n"],
+    keys: Float[Tensor, "n c"],
+    neighbours: int,
+    *,
+    extra: bool,
+) -> Mapping:
+    """Kept tokens, each with its nearest others added by weight (PruMerge).
+
+    X'_i = X_i + sum_j weight_j X_j over the `neighbours` nearest j != i by cosine of `keys`; with
+    `extra` a last row sums weight_j X_j over all tokens not kept, on the weightiest of their slots.
+    """
+    n, k = len(weight), len(kept)
+    weight = weight.float().nan_to_num()
+    likeness = cosine(keys[kept], keys)
+    likeness[torch.arange(k), kept] = -torch.inf
+    near = torch.argsort(likeness, dim=1, descending=True, stable=True)[:, : min(neighbours, n - 1)]
+    rows = torch.arange(k, device=weight.device)
+    parts_r = [rows, rows.repeat_interleave(near.shape[1])]
+    parts_c = [kept, near.flatten()]
+    parts_w = [torch.ones(k, device=weight.device), weight[near.flatten()]]
+    anchors = kept
+    rest = others(kept, n)
+    if extra and len(rest):
+        parts_r.append(torch.full_like(rest, k))
+        parts_c.append(rest)
+        parts_w.append(weight[rest])
+        anchors = torch.cat([kept, rest[top(weight[rest], 1)]])
+    return Mapping.sparse(
+        torch.cat(parts_r), torch.cat(parts_c), torch.cat(parts_w), n=n, anchors=anchors
+    )
