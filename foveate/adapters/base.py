@@ -142,7 +142,8 @@ class Adapter(abc.ABC):
             the language model receives.
         language_path: where the inner language model is.
         has_cls: whether the tower puts a CLS token first.
-        resizable: whether the tower takes smaller pictures (`interpolate_pos_encoding`).
+        resizable: whether the tower takes smaller pictures, by `interpolate_pos_encoding` or
+            through `shrink_native`.
         mergeable: whether tokens can be merged between its blocks: one patch a slot, and one
             rectangular sequence a tile.
     """
@@ -258,6 +259,12 @@ class Adapter(abc.ABC):
         """The (t, tokens, c) sequence in a tower block's output."""
         tensor: Tensor = output[0] if isinstance(output, tuple) else output
         return tensor if tensor.ndim == 3 else tensor[None]
+
+    def shrink_native(
+        self, args: Any, kwargs: Any, sizes: list[tuple[int, int]]
+    ) -> tuple[Any, Any]:
+        """Arguments of a native-resolution tower with each picture at `sizes` (in slots)."""
+        raise NotImplementedError("towers of fixed tiles are shrunk through their pixel values")
 
     def check_tower_plan(self, plan: TowerPlan) -> None:
         """Raise StageNotAvailable unless this family's tower can be changed as planned."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from foveate.adapters.base import Adapter, Layout
 from foveate.compressor import Grid
@@ -24,6 +25,7 @@ class QwenVL(Adapter):
     blocks_path = "blocks"
     attention_path = "attn"
     projector_path = "visual.merger"
+    resizable: ClassVar[bool] = True
 
     def tower(self, modality: str) -> Any:
         return self.tower_module(modality)
@@ -64,6 +66,27 @@ class QwenVL(Adapter):
         out: Tensor = self.projector(rows.flatten(0, 1))
         return out
 
+    def shrink_native(
+        self, args: Any, kwargs: Any, sizes: list[tuple[int, int]]
+    ) -> tuple[Any, Any]:
+        vision = self.config.vision_config
+        merge, side = int(vision.spatial_merge_size), int(vision.patch_size)
+        depth = int(vision.temporal_patch_size)
+        patches, thw = args[0] if args else kwargs["hidden_states"], kwargs["grid_thw"]
+        small, grids, start = [], [], 0
+        for (t, h, w), (high, wide) in zip(thw.tolist(), sizes, strict=True):
+            one = patches[start : start + t * h * w]
+            start += t * h * w
+            frames = _frames_of(one, t, h // merge, w // merge, merge, depth, side)
+            size = (high * merge * side, wide * merge * side)
+            frames = F.interpolate(frames.float(), size=size, mode="bicubic", antialias=True)
+            small.append(_patches_of(frames.to(one.dtype), t, high, wide, merge, depth, side))
+            grids.append([t, high * merge, wide * merge])
+        kwargs = {**kwargs, "grid_thw": torch.tensor(grids, device=thw.device, dtype=thw.dtype)}
+        if args:
+            return (torch.cat(small), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": torch.cat(small)}
+
 
 class Qwen25VL(QwenVL):
     """`Qwen2_5_VLForConditionalGeneration`: tower tokens are sorted by attention window."""
@@ -87,3 +110,20 @@ class Qwen3VL(QwenVL):
     """`Qwen3VLForConditionalGeneration`: DeepStack features enter the first decoder layers."""
 
     model_types = ("qwen3_vl",)
+
+
+def _frames_of(
+    patches: Float[Tensor, "p v"], t: int, h: int, w: int, merge: int, depth: int, side: int
+) -> Float[Tensor, "f 3 y x"]:
+    """Frames (t depth, 3, y, x) from patches in the processor's order; h, w in slots."""
+    x = patches.reshape(t, h, w, merge, merge, -1, depth, side, side)
+    x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
+    return x.reshape(t * depth, -1, h * merge * side, w * merge * side)
+
+
+def _patches_of(
+    frames: Float[Tensor, "f 3 y x"], t: int, h: int, w: int, merge: int, depth: int, side: int
+) -> Float[Tensor, "p v"]:
+    """The inverse of `_frames_of`."""
+    x = frames.reshape(t, depth, -1, h, merge, side, w, merge, side)
+    return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w * merge**2, -1)

@@ -8,7 +8,7 @@ length reuses.
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from foveate.attach.forward import Pass, fill, gather
 from foveate.attach.tables import Segment
 from foveate.errors import AttachError
 
-
 # Forward passes whose backward pass may still come; only where layer hooks run again there.
 PASSES_REMEMBERED = 16
 
 
+@runtime_checkable
 class Owner(Protocol):
     """What a layer's hooks need of the decoder they belong to."""
 

@@ -51,6 +51,20 @@ def probed(readers: dict[nn.Module, Reader]) -> Iterator[None]:
             del ALL_ATTENTION_FUNCTIONS[name]
 
 
+def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -> None:
+    """Add a reader to a module that may have one already; biases add up."""
+    first = readers.get(module)
+    if first is None:
+        readers[module] = reader
+        return
+
+    def both(*args: Any) -> Tensor | None:
+        found = [bias for bias in (first(*args), reader(*args)) if bias is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    readers[module] = both
+
+
 def _interface(reader: Reader, implementation: str) -> Callable[..., Any]:
     def attention(
         module: nn.Module,

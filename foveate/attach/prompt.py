@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from foveate.adapters.base import Adapter, Layout, join
-from foveate.attach.encoder import Capture
+from foveate.attach.capture import Capture
 from foveate.errors import AttachError
 
 _PROBE = "zebra"

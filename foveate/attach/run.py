@@ -12,9 +12,10 @@ from torch import nn
 
 from foveate import catalog
 from foveate.adapters import adapter_for
+from foveate.attach.capture import Capture
 from foveate.attach.decision import Decision
 from foveate.attach.decoder import Decoder
-from foveate.attach.encoder import Capture, Encoder
+from foveate.attach.encoder import Encoder
 from foveate.attach.forward import Item, Pass
 from foveate.attach.prompt import Template
 from foveate.compressor import (
