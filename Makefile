@@ -7,8 +7,6 @@ OLDEST = .venv-oldest
 
 # One thread for each test process: the tests' tensors are too small to gain from more.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS)
-# See the file: makes a CUDA build of torchvision importable beside a CPU build of torch.
-export PYTHONPATH := $(CURDIR)/tests/torchvision_shim$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help env demo test test-all test-oldest lint types format docs bench clean
@@ -24,12 +22,16 @@ help:
 
 env: $(VENV)/.installed
 
+# Makes a CUDA build of torchvision importable beside a CPU build of torch: see the module.
+SHIM = import sysconfig; open(sysconfig.get_path("purelib") + "/torchvision_shim.pth", "w").write("$(CURDIR)/tests/torchvision_shim\nimport torchvision_shim\n")
+
 # $(call install,FOLDER,CONSTRAINTS): a virtual environment with foveate in it, editable.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foveate needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
 	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(1); the first time takes a few minutes."
 	@$(1)/bin/pip install --quiet --constraint $(2) --editable '.[vision,dev]'
+	@$(1)/bin/python -c '$(SHIM)'
 	@touch $(1)/.installed
 endef
 
@@ -65,8 +67,8 @@ format: env
 	$(BIN)/ruff format .
 
 docs: env
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: env
 	$(BIN)/foveate bench

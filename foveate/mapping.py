@@ -334,7 +334,7 @@ class Mapping:
         """Write P to a safetensors file."""
         from safetensors.torch import save_file
 
-        # Copies: safetensors refuses tensors that share memory, as a selection's cols and anchors do.
+        # Copies: safetensors refuses tensors that share memory, as a selection's cols and anchors.
         tensors = {
             f.name: getattr(self, f.name).detach().cpu().clone().contiguous()
             for f in dataclasses.fields(self)

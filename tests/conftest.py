@@ -13,15 +13,11 @@ import pytest
 # Before transformers and huggingface_hub read them; also for the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-_SHIM = str(Path(__file__).parent / "torchvision_shim")
-if _SHIM not in sys.path:
-    sys.path.insert(0, _SHIM)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SHIM, os.environ.get("PYTHONPATH")]))
-sys.modules.pop("sitecustomize", None)  # the system's own, if there was one
-import jaxtyping  # noqa: E402
-import sitecustomize  # noqa: E402, F401  (declares what a CUDA build of torchvision lacks on a CPU)
-import torch  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent / "torchvision_shim"))
+import jaxtyping
+import torch
+import torchvision_shim  # noqa: F401  (what a CUDA build of torchvision lacks on a CPU)
+from jaxtyping import install_import_hook
 
 # Every annotated signature and dataclass of foveate is checked, shapes included, in tests only.
 assert "foveate" not in sys.modules, "foveate was imported before its signatures could be checked"

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "foveate"
 LAYERS = (
     "errors",
     "mapping",
-    "ops",
     "compressor",
+    "ops",
     "methods",
     "adapters",
     "catalog",

@@ -138,7 +138,7 @@ def merged_by_hand(model: Any, pixels: Tensor, merges: tuple[int, ...], scaled: 
                     for members in into.values()
                 ]
             )
-            groups = [sum((groups[i] for i in members), []) for members in into.values()]
+            groups = [[g for i in members for g in groups[i]] for members in into.values()]
         size = torch.tensor([float(len(group)) for group in groups])
         bias = size.log()[None, None, None] if scaled else None
         bias = None if bias is None else bias.expand(1, 1, len(x), -1)

@@ -237,7 +237,7 @@ class Family:
             ids = row.ids + answer[b].tolist() + words(g, 3)
             pictures, starts = [], []
             for i in range(count):
-                pictures.append(self.image(g, seed + b + i, count))
+                pictures.append(self.image(g, seed + i, count))  # one size in every row
                 starts.append(len(ids))
                 ids = ids + pictures[-1].ids + words(g, 2)
             rows.append(Row(ids + words(g, 2), pictures, starts))
@@ -451,8 +451,13 @@ def llava_onevision_video(g: torch.Generator, which: int) -> Picture:
 def collate_onevision(rows: list[list[Picture]]) -> dict[str, Any]:
     images = collate_tiles(rows)
     if images:
-        counts = [sum(not p.is_video for p in row) for row in rows]
-        images["batch_num_images"] = torch.tensor([n for n in counts if n])
+        # How many images were passed together; one passed alone is cut into tiles. (The tiles
+        # say it for a row that holds the pictures of several turns.)
+        counts = []
+        for row in rows:
+            tiles = [len(p.data["pixel_values"]) for p in row if not p.is_video]
+            counts += [len(tiles)] if set(tiles) == {1} else [1] * len(tiles)
+        images["batch_num_images"] = torch.tensor(counts)
     return images | stacked(rows, "pixel_values_videos")
 
 
