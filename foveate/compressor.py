@@ -89,7 +89,8 @@ class VisualTokens:
             q and k not split into heads; q of the CLS, or the mean query where there is none;
             normalised over all the tile's tokens, CLS included.
         wide_keys: (n, c) those keys.
-        cls: (v, d) the tower's CLS outputs, one a tile: the virtual sources n..n+v-1 of P.
+        cls: (v, d) the tower's CLS outputs, one a tile: the virtual sources n..n+v-1 of P where
+            the projector takes them one by one; narrower than `features` where it joins patches.
         question: (l, e) input embeddings of the user's text in the turn being answered, without
             template tokens if the prompt's structure is known; never empty.
         question_ids: (l,) its token ids; None if the prompt came as embeddings.
@@ -109,7 +110,7 @@ class VisualTokens:
     keys: Float[Tensor, "n h"] | None = None
     wide_attention: Float[Tensor, " n"] | None = None
     wide_keys: Float[Tensor, "n c2"] | None = None
-    cls: Float[Tensor, "v d"] | None = None
+    cls: Float[Tensor, "v c3"] | None = None
     question: Float[Tensor, "l e2"] | None = None
     question_ids: Int[Tensor, " l"] | None = None
     question_text: str | None = None

@@ -209,7 +209,8 @@ def _physical_past(layer_cache: Any, segment: Segment | None, now: Pass) -> int:
     length = now.past if segment is None else segment.length(now.past)
     if getattr(layer_cache, "is_sliding", False):
         held = layer_cache.keys.shape[-2] if layer_cache.is_initialized else 0
-        return min(length, held)
+        # A window that records its past holds more than it hands over.
+        return min(length, held, layer_cache.sliding_window - 1)
     return length
 
 

@@ -163,7 +163,8 @@ class Family:
         images = list(images_per_row) if images_per_row is not None else [1] * rows
         videos = list(videos_per_row) if videos_per_row is not None else [0] * len(images)
         prompts = [
-            self.prompt(seed, row, i, v) for row, (i, v) in enumerate(zip(images, videos, strict=True))
+            self.prompt(seed, row, i, v)
+            for row, (i, v) in enumerate(zip(images, videos, strict=True))
         ]
         return self.pad(prompts, padding, dtype)
 
@@ -195,7 +196,9 @@ class Family:
             ids.append(BOS)
         return Row(ids + words(g, 4 + 3 * ((row + seed) % 3)), pictures, starts)
 
-    def pad(self, rows: list[Row], padding: str = "left", dtype: torch.dtype = torch.float32) -> Batch:
+    def pad(
+        self, rows: list[Row], padding: str = "left", dtype: torch.dtype = torch.float32
+    ) -> Batch:
         """Prompts -> a batch."""
         length = max(len(row.ids) for row in rows)
         input_ids = torch.full((len(rows), length), PAD)
@@ -223,7 +226,11 @@ class Family:
         return Batch(inputs, slots, rows)
 
     def next_turn(
-        self, batch: Batch, answer: Tensor, seed: int = 7, images_per_row: Sequence[int] | None = None
+        self,
+        batch: Batch,
+        answer: Tensor,
+        seed: int = 7,
+        images_per_row: Sequence[int] | None = None,
     ) -> Batch:
         """The conversation so far plus each row's `answer` (b, t), new words and new images.
 
@@ -242,7 +249,11 @@ class Family:
                 ids = ids + pictures[-1].ids + words(g, 2)
             rows.append(Row(ids + words(g, 2), pictures, starts))
         dtype = next(
-            (v.dtype for v in batch.inputs.values() if isinstance(v, Tensor) and v.is_floating_point()),
+            (
+                v.dtype
+                for v in batch.inputs.values()
+                if isinstance(v, Tensor) and v.is_floating_point()
+            ),
             torch.float32,
         )
         return self.pad_after(batch, rows, dtype)
@@ -280,8 +291,16 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=g)
             if "embed_tokens" in name:
                 value = noise / HIDDEN**0.5 if centred else noise  # these scale by sqrt(hidden)
-            elif any(word in name for word in ("position_embed", "pos_embed", "class_embedding",
-                                               "cls_token", "image_newline")):
+            elif any(
+                word in name
+                for word in (
+                    "position_embed",
+                    "pos_embed",
+                    "class_embedding",
+                    "cls_token",
+                    "image_newline",
+                )
+            ):
                 value = noise
             elif name.endswith("mm_input_projection_weight"):
                 value = noise / parameter.shape[0] ** 0.5
@@ -317,7 +336,9 @@ def between(ids: list[int], visual: list[bool], before: Sequence[int], after: Se
 def stacked(rows: list[list[Picture]], *keys: str) -> dict[str, Tensor]:
     """The data of all pictures, stacked along a new first dimension."""
     return {
-        key: torch.stack([torch.as_tensor(p.data[key]) for row in rows for p in row if key in p.data])
+        key: torch.stack(
+            [torch.as_tensor(p.data[key]) for row in rows for p in row if key in p.data]
+        )
         for key in keys
         if any(key in p.data for row in rows for p in row)
     }
@@ -408,7 +429,9 @@ def collate_tiles(rows: list[list[Picture]]) -> dict[str, Any]:
 def make_llava_next(attn: str) -> PreTrainedModel:
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**TOWER, image_size=12),
-        text_config=transformers.MistralConfig(**(TEXT | {"num_key_value_heads": 2}), sliding_window=None),
+        text_config=transformers.MistralConfig(
+            **(TEXT | {"num_key_value_heads": 2}), sliding_window=None
+        ),
         image_token_index=IMAGE,
         image_seq_length=TILE**2,
         image_grid_pinpoints=PINPOINTS,
@@ -423,7 +446,9 @@ def llava_next_image(g: torch.Generator, which: int, count: int) -> Picture:
 
 def make_llava_onevision(attn: str) -> PreTrainedModel:
     config = transformers.LlavaOnevisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**TOWER, image_size=12, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(
+            **TOWER, image_size=12, vision_use_head=False
+        ),
         text_config=transformers.Qwen2Config(**(TEXT | {"num_key_value_heads": 2})),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
@@ -661,7 +686,9 @@ def collate_idefics(rows: list[list[Picture]]) -> dict[str, Any]:
 
 def make_gemma3(attn: str) -> PreTrainedModel:
     config = transformers.Gemma3Config(
-        vision_config=transformers.SiglipVisionConfig(**TOWER, image_size=32, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(
+            **TOWER, image_size=32, vision_use_head=False
+        ),
         text_config=transformers.Gemma3TextConfig(
             **(TEXT | {"num_key_value_heads": 2}),
             head_dim=HIDDEN // HEADS,
@@ -684,7 +711,9 @@ def gemma3_image(g: torch.Generator, which: int, count: int) -> Picture:
 
 def make_paligemma(attn: str) -> PreTrainedModel:
     config = transformers.PaliGemmaConfig(
-        vision_config=transformers.SiglipVisionConfig(**TOWER, image_size=20, vision_use_head=False),
+        vision_config=transformers.SiglipVisionConfig(
+            **TOWER, image_size=20, vision_use_head=False
+        ),
         text_config=transformers.GemmaConfig(
             **(TEXT | {"num_key_value_heads": 1}), head_dim=HIDDEN // HEADS
         ),

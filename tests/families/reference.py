@@ -83,7 +83,9 @@ def logits(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     return _shortened(model, inputs, plan)
 
 
-def _cut(hidden: Tensor, alive: list[Tensor], plan: Plan, layer: int) -> tuple[Tensor, list[Tensor]]:
+def _cut(
+    hidden: Tensor, alive: list[Tensor], plan: Plan, layer: int
+) -> tuple[Tensor, list[Tensor]]:
     """Hidden states (1, s, d) with merged rows written in, and the positions alive from now on."""
     after = []
     for picture, positions in enumerate(alive):
@@ -123,7 +125,9 @@ def _masked(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
             mask = kwargs["attention_mask"]
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-            hide = gone[None, :] & ~itself  # a dropped token may see itself, so that no row is empty
+            hide = (
+                gone[None, :] & ~itself
+            )  # a dropped token may see itself, so that no row is empty
             if mask.dtype == torch.bool:
                 mask = mask & ~hide
             else:

@@ -1,0 +1,105 @@
+"""Whatever generate does with rows and caches, the compressed cache follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from foveate.compressor import Stage
+from tests.families.models import FAMILIES
+from tests.laws.laws import (
+    Case,
+    check_beams,
+    check_cache_rows,
+    check_generate,
+    check_prompt_lookup,
+    check_second_turn,
+    check_static_cache,
+)
+from tests.laws.methods import DropAt, First, MergePairs, SelectAll, TopNorm
+
+MIXED = (2, 1, 0)
+METHODS: dict[str, Any] = {"input": TopNorm(), "decoder": DropAt((0, 2), (0.7, 0.5))}
+
+# PaliGemma's prompt is a bidirectional prefix: a second turn on a cache is no longer prefix, so
+# the stock model itself differs from a recomputation.
+SECOND_TURN = [name for name in FAMILIES if name != "paligemma"]
+# The stock Qwen models cannot number a new picture's positions beside a cache.
+SECOND_PICTURE = [name for name in SECOND_TURN if not name.startswith("qwen")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_beam_search(name: str, method: str) -> None:
+    check_beams(Case(name, images=MIXED), METHODS[method])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_beam_search_with_reindexed_positions(name: str) -> None:
+    check_beams(Case(name), First(), positions="reindex")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_several_sampled_answers(name: str) -> None:
+    check_generate(Case(name), TopNorm(), do_sample=True, num_return_sequences=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_without_a_cache(name: str, method: str) -> None:
+    check_generate(Case(name), METHODS[method], use_cache=False)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "gemma3"])
+@torch.no_grad()
+def test_static_cache(name: str) -> None:
+    check_static_cache(Case(name), DropAt())
+
+
+@pytest.mark.parametrize("how", ["reorder", "repeat", "select"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_rows_of_a_compressed_cache(name: str, how: str) -> None:
+    check_cache_rows(Case(name), TopNorm(), how)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_prompt_lookup_decoding(name: str) -> None:
+    check_prompt_lookup(Case(name), DropAt((0, 2), (0.7, 0.5)))
+
+
+@pytest.mark.parametrize("name", SECOND_TURN)
+@torch.no_grad()
+def test_the_stock_model_takes_a_second_turn(name: str) -> None:
+    """The control of the next laws: they would prove nothing where this fails."""
+    check_second_turn(Case(name), SelectAll(), attached=False)
+    if name in SECOND_PICTURE:
+        check_second_turn(Case(name), SelectAll(), images=(1, 1), attached=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SECOND_TURN)
+@torch.no_grad()
+def test_a_second_question(name: str, method: str) -> None:
+    check_second_turn(Case(name), METHODS[method])
+
+
+@pytest.mark.parametrize("name", SECOND_TURN)
+@torch.no_grad()
+def test_a_second_question_with_reindexed_positions(name: str) -> None:
+    check_second_turn(Case(name), First(), positions="reindex")
+
+
+@pytest.mark.parametrize("method", [*METHODS, "merge"])
+@pytest.mark.parametrize("name", SECOND_PICTURE)
+@torch.no_grad()
+def test_a_new_picture_with_the_second_question(name: str, method: str) -> None:
+    found = MergePairs(Stage.INPUT) if method == "merge" else METHODS[method]
+    check_second_turn(Case(name), found, images=(1, 1))
