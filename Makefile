@@ -42,7 +42,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,$(OLDEST),constraints-oldest.txt)
 
 demo: env
-	$(BIN)/foveate demo --out output/demo
+	$(BIN)/foveate compare --out output/demo
 
 test: lint
 	$(PYTEST)
@@ -71,7 +71,7 @@ docs: env
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: env
-	$(BIN)/foveate bench
+	$(BIN)/python -m benchmarks.overhead
 
 clean:
 	rm -rf site output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

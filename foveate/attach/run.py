@@ -309,10 +309,17 @@ class Encoded:
     Attributes:
         inputs: what to pass to the model instead of the original inputs.
         captures: what was read while encoding.
+        replaced: names of the original inputs that the features stand for.
     """
 
     inputs: dict[str, Any]
     captures: tuple[Capture, ...]
+    replaced: frozenset[str] = frozenset()
+
+    def with_text(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Another prompt about the same pictures, as what to pass to the model."""
+        added = {k: v for k, v in self.inputs.items() if k not in inputs}
+        return {k: v for k, v in inputs.items() if k not in self.replaced} | added
 
 
 @torch.no_grad()
@@ -337,4 +344,4 @@ def encode(
     rest = dict(inputs)
     with encoder.installed():
         rest = model._prepare_multimodal_encoder_kwargs_for_generation(rest)  # type: ignore[operator]
-    return Encoded(rest, tuple(encoder.captures))
+    return Encoded(rest, tuple(encoder.captures), frozenset(inputs) - frozenset(rest))

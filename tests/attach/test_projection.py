@@ -32,7 +32,7 @@ class Reader(Compressor):
 @torch.no_grad()
 def read(family: str, attn: str, **pictures: Any) -> list[VisualTokens]:
     """What a method sees; asserts that projecting slot by slot changes no logit."""
-    # Stock eager attention gives NaN for padding in float64, where the mask's lowest value overflows.
+    # Stock eager attention gives NaN for padding in float64: the lowest value overflows.
     dtype, allowed = (torch.float64, 1e-5) if attn == "sdpa" else (torch.float32, 1e-4)
     model = FAMILIES[family].build(attn, dtype)
     inputs = FAMILIES[family].inputs(seed=1, dtype=dtype, **pictures)

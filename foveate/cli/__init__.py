@@ -1,0 +1,80 @@
+"""The command line: `foveate list | show | run | draw | compare`.
+
+Every verb returns 0, or 1 for an error that it explains, 2 for a command it does not understand,
+130 if interrupted. Nothing here imports torch before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from foveate.cli import catalogue, compare, draw, run
+from foveate.errors import FoveateError
+
+app = typer.Typer(
+    name="foveate",
+    help="Fewer visual tokens, the same answers, on any Hugging Face vision-language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("list")(catalogue.list_)
+app.command("show")(catalogue.show)
+app.command("run")(run.run)
+app.command("draw")(draw.draw)
+app.command("compare")(compare.compare)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    show: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    """What comes before a verb."""
+    if show:
+        import foveate
+
+        typer.echo(foveate.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status is returned, and given to the shell.
+
+    Args:
+        arguments: those of the command; the process's own if None.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except FoveateError as error:
+        _explain(type(error).__name__, str(error), "--json" in arguments)
+        return 1
+    except KeyboardInterrupt:
+        _explain("Interrupted", "Interrupted; the same command goes on from here.", False)
+        return 130
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        # Usage errors of typer's parser know how to show themselves.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return status if isinstance(status, int) else 0
+
+
+def _explain(kind: str, message: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": kind, "message": message}))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]{kind}[/]: {escape(message)}"
+    )

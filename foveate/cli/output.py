@@ -1,0 +1,34 @@
+"""What the verbs print: for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.syntax import Syntax
+
+
+def finish(result: dict[str, Any], shown: list[Any], python: list[str], as_json: bool) -> None:
+    """The end of a verb.
+
+    Args:
+        result: what `--json` prints; the Python lines are added to it.
+        shown: renderables for people.
+        python: the lines that do the same.
+        as_json: which of both.
+    """
+    if as_json:
+        print(json.dumps({**result, "python": python}))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    for each in shown:
+        console.print(each)
+    console.print("\n[dim]The same in Python:[/]")
+    console.print(Syntax("\n".join(python), "python", background_color="default"))
+
+
+def call(function: str, *arguments: str, **options: Any) -> str:
+    """A call as source; options that are None are left out."""
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return f"{function}({', '.join([*arguments, *given])})"

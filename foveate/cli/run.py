@@ -1,0 +1,113 @@
+"""`foveate run`: one picture, one question, with and without compression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli import options
+from foveate.cli.output import finish
+
+
+def run(
+    image: Annotated[str, typer.Argument(help="An image file, or scene:N.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="name[:field=value,...]")
+    ] = "divprune",
+    keep: Annotated[
+        str | None, typer.Option("--keep", "-k", help='Tokens (64), or a share ("25%", 0.25).')
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A published setting instead.")] = None,
+    positions: options.Positions = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to draw what was kept (PNG).")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 64,
+    model: options.Model = "reference",
+    revision: options.Revision = None,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn: options.Attn = None,
+    as_json: options.Json = False,
+) -> None:
+    """Answer a question about a picture, with and without compression."""
+    from rich.table import Table
+
+    from foveate.cli.attaching import attach_line, setting_of
+    from foveate.cli.loading import Source
+    from foveate.pictures import load_image
+
+    setting = setting_of(method, keep, preset)
+    picture = load_image(image)
+    source = Source(model, revision, dtype, device_map, attn)
+    loaded, processor = source.load()
+
+    from foveate.prompting import conversation, model_inputs, new_words
+
+    text = conversation(processor, [question])
+    inputs = model_inputs(processor, loaded, [text], [[picture]])
+    length = inputs["input_ids"].shape[1]
+
+    def answer() -> str:
+        out = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        return new_words(processor, out, length)[0]
+
+    full = answer()
+    with setting.attach(loaded, processor=processor, positions=positions) as attached:
+        short = answer()
+    report = attached.report()
+    result: dict[str, Any] = {
+        "question": question,
+        "full": {
+            "answer": full,
+            "visual_tokens": report.visual,
+            "cache_bytes": report.kv_bytes_full,
+        },
+        "compressed": {
+            "answer": short,
+            "visual_tokens": report.entering,
+            "average_over_layers": report.average,
+            "cache_bytes": report.kv_bytes,
+        },
+        "method": setting.label,
+        "keep": setting.budget,
+    }
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "full model", f"{setting.label}, keep {setting.budget}"):
+        table.add_column(column)
+    table.add_row("answer", full, short)
+    table.add_row(
+        "visual tokens",
+        str(report.visual),
+        f"{report.entering}, {report.average:g} averaged over {report.layers} layers",
+    )
+    table.add_row(
+        "KV cache after prefill", f"{report.kv_bytes_full:,} bytes", f"{report.kv_bytes:,} bytes"
+    )
+    shown: list[Any] = [question, table]
+    python = [
+        *source.python,
+        "from foveate.pictures import load_image",
+        "from foveate.prompting import conversation, model_inputs, new_words",
+        f"picture = load_image({image!r})",
+        f"text = conversation(processor, [{question!r}])",
+        "inputs = model_inputs(processor, model, [text], [[picture]])",
+        f"with {attach_line(setting, positions)} as run:",
+        f"    out = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
+        'print(new_words(processor, out, inputs["input_ids"].shape[1])[0])',
+        "print(run)",
+    ]
+    if out is not None:
+        from foveate import drawing
+
+        drawing.save(drawing.draw(picture, attached.items[0]), out)
+        result["picture"] = str(out)
+        shown.append(f"drawn to {out}")
+        python += [
+            "from foveate import drawing",
+            f"drawing.save(drawing.draw(picture, run.items[0]), {str(out)!r})",
+        ]
+    finish(result, shown, python, as_json)

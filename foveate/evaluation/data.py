@@ -1,0 +1,162 @@
+"""Dialogues about images or videos: the shipped scenes, or a JSONL file of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from foveate.errors import InputError
+from foveate.pictures import load_image
+
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = re.compile(r"[^\w\s%.:/-]|(?<!\d)[.:](?!\d)|[.:/-](?=\s|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One question, the answers that count as right, and what kind of question it is."""
+
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+    def right(self, said: str) -> bool:
+        """Whether the model's words are one of the answers, both normalised."""
+        return normalised(said) in {normalised(answer) for answer in self.answers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """Questions in their order about some images, or about one video.
+
+    Attributes:
+        name: unique in its data.
+        pictures: paths of images; of a video's frames with `is_video`; or images themselves.
+        turns: the questions.
+        is_video: whether the pictures are the frames of one video.
+    """
+
+    name: str
+    pictures: tuple[Path | Image.Image, ...]
+    turns: tuple[Turn, ...]
+    is_video: bool = False
+
+    def load(self) -> list[Image.Image]:
+        """The pictures in RGB.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        return [
+            one.convert("RGB") if isinstance(one, Image.Image) else load_image(one)
+            for one in self.pictures
+        ]
+
+
+def normalised(text: str) -> str:
+    """Lower case, no articles, no punctuation (kept inside numbers), single spaces."""
+    words = _PUNCTUATION.sub(" ", text.lower()).split()
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def from_reference(count: int, split: str = "test") -> list[Dialogue]:
+    """The shipped scenes, three questions each."""
+    from foveate import reference
+
+    return [
+        Dialogue(
+            name=f"{split}-{sample.seed}",
+            pictures=(sample.image,),
+            turns=tuple(Turn(text, (answer,), kind) for text, answer, kind in sample.turns),
+        )
+        for sample in reference.samples(split, count)
+    ]
+
+
+def from_jsonl(path: str | Path) -> list[Dialogue]:
+    """One dialogue a line, all lines checked before anything runs.
+
+        {"image": "a.jpg", "turns": [{"question": "What is it?", "answer": "a dog"}]}
+
+    `image` is a path or a list of paths, relative to the file; `frames` a list of paths instead
+    is a video. A turn has `answer` or a list `answers`, and may have a `kind`. `id` may name the
+    dialogue; the line's number does otherwise.
+
+    Raises:
+        InputError: the file, a line of it or a picture that it names is not there or malformed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(
+            f"No data file {path}.\nExpected JSON lines; docs/compare.md has the form."
+        )
+    found: list[Dialogue] = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no UTF-8 text ({error.reason}).") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found.append(_dialogue(line, f"{file}:{number}", file.parent, str(number)))
+    if not found:
+        raise InputError(f"{file} holds no dialogue.\nExpected one JSON object a line.")
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{file} uses the id {double!r} twice.\nGive each line an id of its own.")
+    return found
+
+
+def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is no JSON: {error.msg} at column {error.colno}.") from error
+    if not isinstance(record, dict) or "turns" not in record:
+        raise InputError(f'{where} needs "image" (or "frames") and "turns".')
+    is_video = "frames" in record
+    paths = record.get("frames") if is_video else record.get("image")
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
+        raise InputError(f'{where}: "image" must be a path or a list of paths; got {paths!r}.')
+    pictures = tuple(folder / p for p in paths)
+    for picture in pictures:
+        if not picture.is_file():
+            raise InputError(f"{where}: no picture {picture}.\nPaths are relative to the file.")
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f'{where}: "turns" must be a list of questions with answers.')
+    return Dialogue(
+        str(record.get("id", name)), pictures, tuple(_turn(t, where) for t in turns), is_video
+    )
+
+
+def _turn(record: Any, where: str) -> Turn:
+    question = record.get("question") if isinstance(record, dict) else None
+    answers = record.get("answers", [record.get("answer")]) if question else []
+    if not question or not answers or not all(isinstance(a, str) and a for a in answers):
+        raise InputError(
+            f'{where}: a turn needs "question" and "answer" (or "answers"); got {record!r:.80}.'
+        )
+    return Turn(question, tuple(answers), str(record.get("kind", "")))
+
+
+def fingerprint(dialogues: Sequence[Dialogue]) -> str:
+    """A hash of questions, answers and pictures (files by size and time of change)."""
+    found = hashlib.sha256()
+    for each in dialogues:
+        found.update(f"{each.name} {each.turns} {each.is_video}".encode())
+        for one in each.pictures:
+            if isinstance(one, Image.Image):
+                found.update(one.tobytes())
+            else:
+                state = one.stat()
+                found.update(f"{one.name} {state.st_size} {state.st_mtime_ns}".encode())
+    return found.hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""Training-only turns: descriptions, in which every word is an attribute looked up by reference.
+
+Questions alone give one supervised word in a dozen; the look-up they all rest on is learned from
+these first, and they stay mixed in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foveate.reference.layout import Layout, Thing
+from foveate.reference.questions import Question, owners, ranking
+from foveate.reference.referring import attribute, name, phrase
+
+
+def description(thing: Thing) -> str:
+    """As in "large striped red star northwest"; near a border the region is left out."""
+    place = attribute(thing, "region")
+    parts = [thing.size, thing.pattern, thing.colour, thing.shape, *([place] if place else [])]
+    return " ".join(parts)
+
+
+def describe(layout: Layout, rng: np.random.Generator) -> Question | None:
+    """Everything about one object that is named by one or two attributes."""
+    target = layout.things[rng.integers(len(layout.things))]
+    who = name(layout.things, target, rng)
+    about = (owners(layout, [target]),)
+    return (
+        Question("describe", f"describe the {who} .", description(target), about) if who else None
+    )
+
+
+def listing(layout: Layout, rng: np.random.Generator) -> Question:
+    """All objects from left to right or from top to bottom: extremes and neighbours."""
+    which, start = (("leftmost", "left"), ("topmost", "top"))[rng.integers(2)]
+    ranked = ranking(layout.things, which)
+    answer = " , ".join(f"{thing.colour} {thing.shape}" for thing in ranked)
+    # "red star , blue ring": two words and the comma behind them are about one thing each.
+    about = tuple(owners(layout, [thing]) for thing in ranked for _ in range(3))[:-1]
+    return Question("list", f"list the things from {start} .", answer, about)
+
+
+def tally(layout: Layout, rng: np.random.Generator) -> Question:
+    """All objects of one size, pattern, colour or shape, one after the other: counting aloud."""
+    part = ("size", "pattern", "colour", "shape")[rng.integers(4)]
+    target = layout.things[rng.integers(len(layout.things))]
+    word = str(attribute(target, part))
+    found = [
+        thing for thing in ranking(layout.things, "leftmost") if attribute(thing, part) == word
+    ]
+    other = "shape" if part == "colour" else "colour"
+    answer = " , ".join(str(attribute(thing, other)) for thing in found)
+    about = tuple(owners(layout, [thing]) for thing in found for _ in range(2))[:-1]
+    return Question("tally", f"list the {phrase({part: word}, many=True)} .", answer, about)

@@ -1,0 +1,61 @@
+"""Batches of stored scenes: a batch is a function of its step, so training resumes where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from foveate.reference.architecture import DEVIATION, MEAN, PATCH
+from foveate.reference.layout import SIDE, Layout
+from foveate.reference.scenes import scene_layout
+from foveate.reference.store import Store
+
+
+@dataclass
+class Scenes:
+    """Scenes of a store with their layouts (made once, kept)."""
+
+    store: Store
+    layouts: dict[int, Layout] = field(default_factory=dict)
+
+    def layouts_of(self, indices: Sequence[int]) -> list[Layout]:
+        """The layouts of these scenes."""
+        for index in indices:
+            if index not in self.layouts:
+                self.layouts[index] = scene_layout(index, self.store.split)
+        return [self.layouts[index] for index in indices]
+
+    def indices(self, step: int, batch: int) -> list[int]:
+        """The scenes of a step: in order, round and round (they are independent draws)."""
+        return [(step * batch + offset) % self.store.count for offset in range(batch)]
+
+    def arrays(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pixels uint8[b, 128, 128, 3] and owners uint8[b, 128, 128]; waits until drawn."""
+        while self.store.filled <= max(indices):
+            time.sleep(0.5)
+        chosen = np.asarray(indices)
+        return (
+            torch.from_numpy(self.store.pixels[chosen]),
+            torch.from_numpy(self.store.owners[chosen]),
+        )
+
+
+def pixel_values(pixels: Tensor, grid: int = SIDE // PATCH) -> Tensor:
+    """uint8[b, 128, 128, 3] -> float[b, 3, 8 grid, 8 grid], as the image processor would give."""
+    values = pixels.permute(0, 3, 1, 2).float()
+    if grid * PATCH != SIDE:
+        values = F.interpolate(values, size=grid * PATCH, mode="bicubic", antialias=True)
+        values = values.round().clamp(0, 255)
+    mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
+    return (values / 255 - mean[:, None, None]) / deviation[:, None, None]
+
+
+def step_generator(seed: int, stage: int, step: int) -> np.random.Generator:
+    """The random numbers of one step, whatever came before it."""
+    return np.random.default_rng([seed, stage, step])

@@ -1,0 +1,115 @@
+"""What the vision tower is taught: the renderer's own knowledge, for every patch and for CLS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from foveate.reference import words
+from foveate.reference.architecture import PATCH
+from foveate.reference.layout import SIDE, Layout
+
+# Background, object, number plate, letter plate.
+_SORTS = ("background", "thing", "number", "letter")
+_NO_DIGIT = len(words.DIGITS)
+# Classes of each per-patch label; background patches carry only the first.
+PATCH_CLASSES = {
+    "sort": len(_SORTS),
+    "colour": len(words.COLOURS),
+    "shape": len(words.SHAPES),
+    "size": len(words.SIZES),
+    "pattern": len(words.PATTERNS),
+    "tone": len(words.TONES),
+    "letter": len(words.LETTERS),
+    "tens": len(words.DIGITS) + 1,
+    "ones": len(words.DIGITS),
+}
+# The picture as a whole: which colour-shape pairs and letters are there, and the number.
+PRESENT = len(words.COLOURS) * len(words.SHAPES) + len(words.LETTERS)
+IMAGE_CLASSES = {"present": PRESENT, "tens": len(words.DIGITS) + 1, "ones": len(words.DIGITS)}
+MOST_OWNERS = 13
+_IGNORE = -100
+
+
+def owner_table(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int64[13, labels] and centres float32[13, 2] of each owner; row 0 is background."""
+    table = np.full((MOST_OWNERS, len(PATCH_CLASSES)), _IGNORE, np.int64)
+    centres = np.zeros((MOST_OWNERS, 2), np.float32)
+    table[0, 0] = 0
+    for row, thing in enumerate(layout.things, start=1):
+        table[row, :5] = (
+            1,
+            tuple(words.COLOURS).index(thing.colour),
+            words.SHAPES.index(thing.shape),
+            words.SIZES.index(thing.size),
+            words.PATTERNS.index(thing.pattern),
+        )
+        centres[row] = thing.x, thing.y
+    for row, plate in enumerate(layout.plates, start=1 + len(layout.things)):
+        table[row, 5] = words.TONES.index(plate.tone)
+        if plate.kind == "letter":
+            table[row, [0, 6]] = 3, words.LETTERS.index(plate.text)
+        else:
+            table[row, [0, 7, 8]] = 2, *_digits(plate.text)
+        centres[row] = plate.x, plate.y
+    return table, centres
+
+
+def _digits(text: str) -> tuple[int, int]:
+    return (int(text[0]) if len(text) > 1 else _NO_DIGIT), int(text[-1])
+
+
+def image_labels(layouts: Sequence[Layout]) -> dict[str, Tensor]:
+    """Labels of whole pictures: "present" float[b, PRESENT], "tens" and "ones" int64[b]."""
+    present = torch.zeros(len(layouts), PRESENT)
+    digits = []
+    for row, layout in enumerate(layouts):
+        for thing in layout.things:
+            pair = tuple(words.COLOURS).index(thing.colour) * len(words.SHAPES)
+            present[row, pair + words.SHAPES.index(thing.shape)] = 1
+        for plate in layout.plates:
+            if plate.kind == "letter":
+                present[row, PRESENT - len(words.LETTERS) + words.LETTERS.index(plate.text)] = 1
+            else:
+                digits.append(_digits(plate.text))
+    tens, ones = torch.tensor(digits).T
+    return {"present": present, "tens": tens, "ones": ones}
+
+
+def patch_owners(owners: Tensor, grid: int) -> Tensor:
+    """Which owner shows most in each patch, 0 below an eighth of it: int64[b, grid * grid].
+
+    Args:
+        owners: uint8[b, 128, 128].
+        grid: patches per side after the picture was resized to `grid * 8` pixels.
+    """
+    if grid * PATCH != SIDE:
+        pixels = F.interpolate(owners[:, None].float(), size=grid * PATCH, mode="nearest-exact")
+        owners = pixels[:, 0].to(torch.uint8)
+    cells = owners.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3)
+    counts = torch.stack([(cells == owner).sum(-1) for owner in range(1, MOST_OWNERS)], dim=-1)
+    most, which = counts.max(dim=-1)
+    return torch.where(most >= PATCH * PATCH // 8, which + 1, 0).flatten(1)
+
+
+def patch_labels(
+    layouts: Sequence[Layout], owners: Tensor, grid: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels of every patch: name -> int64[b, grid * grid] (-100: none), and offsets.
+
+    The offsets float[b, grid * grid, 2] point from a patch's middle to its owner's centre, in
+    units of 16 pixels of the full picture; NaN in the background.
+    """
+    tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
+    which = patch_owners(owners, grid)
+    rows = torch.arange(len(layouts))[:, None]
+    labels = torch.from_numpy(np.stack(tables))[rows, which]
+    middles = (torch.arange(grid) + 0.5) * SIDE / grid
+    here = torch.stack([middles.repeat(grid), middles.repeat_interleave(grid)], dim=-1)
+    offsets = (torch.from_numpy(np.stack(centres))[rows, which] - here) / 16
+    offsets[which == 0] = torch.nan
+    return {name: labels[..., index] for index, name in enumerate(PATCH_CLASSES)}, offsets

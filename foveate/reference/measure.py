@@ -1,0 +1,227 @@
+"""Accuracy of a reference model per kind of question, beside what needs no picture at all.
+
+`python -m foveate.reference.measure --weights DIR` writes the "evaluation" part of
+DIR/training.json. An answer is right if greedy decoding would give exactly its words, with the
+right answers of earlier turns in the conversation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.reference import Sample, samples, words
+from foveate.reference.layout import SIDE
+from foveate.reference.scenes import patch_mask, scene
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+_BATCH = 20
+LOW_SIDES = (112, 96, 64)
+
+
+def messages(turns: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """A finished conversation in the chat format of transformers."""
+    found: list[dict[str, Any]] = []
+    for index, (question, answer, _) in enumerate(turns):
+        picture = [{"type": "image"}] if index == 0 else []
+        asked = [*picture, {"type": "text", "text": question}]
+        found += [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return found
+
+
+@torch.no_grad()
+def hits(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    turns: Sequence[Sequence[tuple[str, str, str]]],
+    images: Sequence[Any],
+    side: int = SIDE,
+) -> list[list[bool]]:
+    """Which answers are right, per conversation and turn.
+
+    Args:
+        model, processor: as loaded.
+        turns: conversations of (question, answer, kind).
+        images: one PIL image each.
+        side: pixels a side; a lower resolution gives (side / 8) squared visual tokens.
+    """
+    texts = [processor.apply_chat_template(messages(each)) for each in turns]
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    inputs = processor(
+        text=texts, images=list(images), images_kwargs=size, padding=True, return_tensors="pt"
+    )
+    base = model.model
+    features = base.get_image_features(
+        pixel_values=inputs.pixel_values,
+        interpolate_pos_encoding=side != SIDE,
+        vision_feature_layer=model.config.vision_feature_layer,
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+    ).pooler_output
+    embeddings = base.get_input_embeddings()(inputs.input_ids)
+    visual = (inputs.input_ids == model.config.image_token_id)[..., None]
+    embeddings = embeddings.masked_scatter(visual, torch.cat(list(features)))
+    guessed = model(inputs_embeds=embeddings, attention_mask=inputs.attention_mask).logits.argmax(
+        -1
+    )
+    return [
+        _answers_right(ids, said, len(each))
+        for ids, said, each in zip(inputs.input_ids, guessed, turns, strict=True)
+    ]
+
+
+def _answers_right(ids: Tensor, said: Tensor, count: int) -> list[bool]:
+    table = words.vocabulary()
+    starts = (ids == table[words.ASSISTANT]).nonzero().flatten().tolist()
+    ends = (ids == table[words.EOS]).nonzero().flatten().tolist()
+    right = [
+        bool((said[start:end] == ids[start + 1 : end + 1]).all())
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    assert len(right) == count
+    return right
+
+
+def measure(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    count: int = 1000,
+    split: str = "test",
+) -> dict[str, Any]:
+    """All tables of one model as plain numbers."""
+    drawn = list(samples(split, count))
+    turns = [sample.turns for sample in drawn]
+    images = [sample.image for sample in drawn]
+    mean = _mean_image(drawn)
+    conditions: dict[str, tuple[list[Any], int]] = {
+        "accuracy": (images, SIDE),
+        "blind": ([mean] * count, SIDE),
+        "wrong_image": ([*images[1:], images[0]], SIDE),
+        **{f"at_{side}_pixels": (images, side) for side in LOW_SIDES},
+    }
+    table: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, (shown, side) in conditions.items():
+        right: dict[str, list[bool]] = defaultdict(list)
+        for start in range(0, count, _BATCH):
+            part = slice(start, start + _BATCH)
+            found = hits(model, processor, turns[part], shown[part], side)
+            for conversation, answers in zip(turns[part], found, strict=True):
+                for (_, _, kind), answer in zip(conversation, answers, strict=True):
+                    right[kind].append(answer)
+                    right["all"].append(answer)
+        for kind, each in right.items():
+            table[kind][name] = round(float(np.mean(each)), 4)
+            table[kind]["questions"] = len(each)
+    _add_majorities(table, turns)
+    kinds = {kind: table[kind] for kind in sorted(table) if kind != "all"}
+    return {
+        "split": split,
+        "scenes": count,
+        "standard_error": round(0.5 / (3 * count) ** 0.5, 4),
+        "all": table["all"],
+        "kinds": kinds,
+        "learned": sorted(kind for kind, row in kinds.items() if learned(row)),
+        "cls_attention": cls_attention(model, processor, min(count, 300), split),
+    }
+
+
+def learned(row: dict[str, float]) -> bool:
+    """At least ten points above both the majority answer and the model without a picture."""
+    return row["accuracy"] - max(row["majority"], row["blind"]) >= 0.10
+
+
+def _mean_image(drawn: Sequence[Sample]) -> Any:
+    from PIL import Image
+
+    mean = np.mean([np.asarray(sample.image, np.float32) for sample in drawn], axis=0)
+    return Image.fromarray(mean.round().astype(np.uint8))
+
+
+def _add_majorities(
+    table: dict[str, dict[str, float]], turns: Sequence[Sequence[tuple[str, str, str]]]
+) -> None:
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in (turn for conversation in turns for turn in conversation):
+        answers[question[2]][question[1]] += 1
+    total = 0
+    for kind, counter in answers.items():
+        most = counter.most_common(1)[0][1]
+        table[kind]["majority"] = round(most / counter.total(), 4)
+        total += most
+    # Whoever knows each kind's most frequent answer and nothing else.
+    questions = sum(counter.total() for counter in answers.values())
+    table["all"]["majority"] = round(total / questions, 4)
+
+
+@torch.no_grad()
+def cls_attention(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int, split: str
+) -> dict[str, float]:
+    """How much of CLS's attention falls on patches that show something, and their area.
+
+    Attention is that of the block whose output the projector reads, its mean over heads, without
+    CLS's attention to itself; "precision" is the share of such patches among the 16 and the 64
+    that CLS looks at most.
+    """
+    tower = model.model.vision_tower
+    block = tower.encoder.layers[model.config.vision_feature_layer]
+    area: list[float] = []
+    mass: list[float] = []
+    top: dict[int, list[float]] = {16: [], 64: []}
+    for seed in range(count):
+        drawn = scene(seed, split)
+        pixels = processor.image_processor(drawn.image, return_tensors="pt").pixel_values
+        hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+        for earlier in tower.encoder.layers[: model.config.vision_feature_layer]:
+            hidden = earlier(hidden, None)
+        normed, attention = block.layer_norm1(hidden), block.self_attn
+        shape = (-1, attention.num_heads, attention.head_dim)
+        query = attention.q_proj(normed[0, :1]).view(shape)
+        key = attention.k_proj(normed[0]).view(shape)
+        scores = torch.einsum("qhd,khd->hk", query, key) * attention.scale
+        weights = scores.softmax(-1).mean(0)[1:]
+        shown = torch.from_numpy(patch_mask(drawn)).flatten()
+        area.append(shown.float().mean().item())
+        mass.append((weights[shown].sum() / weights.sum()).item())
+        for kept, each in top.items():
+            each.append(shown[weights.topk(kept).indices].float().mean().item())
+    return {
+        "object_area": round(float(np.mean(area)), 4),
+        "attention_on_objects": round(float(np.mean(mass)), 4),
+        **{f"precision_at_{kept}": round(float(np.mean(each)), 4) for kept, each in top.items()},
+    }
+
+
+def main() -> None:
+    """`python -m foveate.reference.measure --weights DIR`: fill in DIR/training.json."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--split", default="test")
+    options = parser.parse_args()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(options.weights, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(options.weights)
+    found = measure(model.eval(), processor, options.scenes, options.split)
+    target = Path(options.weights) / "training.json"
+    record = json.loads(target.read_text()) if target.exists() else {}
+    record["evaluation"] = found
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Questions about a scene: twelve kinds, answers balanced by drawing the answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.reference import words
+from foveate.reference.layout import Layout, Plate, Thing
+from foveate.reference.referring import attribute, matches, name, phrase
+
+if TYPE_CHECKING:
+    from foveate.reference.scenes import Scene
+
+TURNS = 3
+# Two objects count as left/right or above/below of one another from this many pixels on.
+_APART = 16.0
+_ATTEMPTS = 12
+
+
+@dataclass(frozen=True)
+class Question:
+    """One turn: the kind of question, its text, and the one right answer.
+
+    Attributes:
+        kind: one of `KINDS`, or of a description's.
+        text, answer: words separated by spaces.
+        about: which owners (numbers of `labels.owner_table`) each word of the answer is read
+            from; one entry stands for all words. Training alone looks at it.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    about: tuple[tuple[int, ...], ...] = ((),)
+
+
+def dialogue(scene: Scene, seed: int) -> list[Question]:
+    """Three questions of different kinds about any part of the scene."""
+    return dialogue_about(scene.layout, np.random.default_rng([scene.seed, seed, 2]))
+
+
+def dialogue_about(layout: Layout, rng: np.random.Generator) -> list[Question]:
+    """`dialogue` for a scene that has not been drawn."""
+    turns: list[Question] = []
+    for kind in rng.permutation(KINDS):
+        question = ask(str(kind), layout, rng)
+        if question is not None:
+            turns.append(question)
+        if len(turns) == TURNS:
+            break
+    return turns
+
+
+def ask(kind: str, layout: Layout, rng: np.random.Generator) -> Question | None:
+    """A random question of this kind, or None if the scene offers none (rare)."""
+    for _ in range(_ATTEMPTS):
+        found = _ASKERS[kind](layout, rng)
+        if found is not None:
+            text, answer, about = found
+            return Question(kind, text, answer, (owners(layout, about),))
+    return None
+
+
+def owners(layout: Layout, about: Sequence[Thing | Plate]) -> tuple[int, ...]:
+    """The owner numbers of things and plates: the renderer's, from 1 on."""
+    everything = [*layout.things, *layout.plates]
+    return tuple(everything.index(each) + 1 for each in about)
+
+
+# Text, answer, and the things or plates that it is read from.
+Asked = tuple[str, str, Sequence[Thing | Plate]] | None
+
+
+def _attribute_question(kind: str, text: str) -> Callable[[Layout, np.random.Generator], Asked]:
+    """An attribute of an object that is named by its other attributes."""
+
+    def asker(layout: Layout, rng: np.random.Generator) -> Asked:
+        target = _pick(layout.things, rng)
+        who, answer = name(layout.things, target, rng, hidden=[kind]), attribute(target, kind)
+        return (text.format(who), answer, [target]) if who and answer else None
+
+    return asker
+
+
+def _existence(layout: Layout, rng: np.random.Generator) -> Asked:
+    answer = bool(rng.integers(2))
+    # Absent descriptions are drawn until one is absent: giving up would make "yes" the rule.
+    for _ in range(40):
+        wanted = _description(rng, layout.things if answer else None)
+        found = [thing for thing in layout.things if matches(thing, wanted)]
+        if bool(found) == answer:
+            return f"is there a {phrase(wanted)} ?", "yes" if answer else "no", found
+    return None
+
+
+def _description(rng: np.random.Generator, things: Sequence[Thing] | None) -> dict[str, str]:
+    """Colour, shape or both; of an object that exists, or drawn freely."""
+    names = (["colour"], ["shape"], ["colour", "shape"])[rng.integers(3)]
+    if things is not None:
+        target = _pick(things, rng)
+        return {part: str(attribute(target, part)) for part in names}
+    free = {"colour": tuple(words.COLOURS), "shape": words.SHAPES}
+    return {part: str(rng.choice(free[part])) for part in names}
+
+
+def _count(layout: Layout, rng: np.random.Generator) -> Asked:
+    """How many share an attribute; the number is drawn first, so that "one" is not the rule."""
+    part = ("colour", "shape", "pattern", "size")[rng.integers(4)]
+    every = {
+        "colour": tuple(words.COLOURS),
+        "shape": words.SHAPES,
+        "pattern": words.PATTERNS,
+        "size": words.SIZES,
+    }[part]
+    number = int(rng.integers(len(words.NUMERALS)))
+    fitting = [
+        word
+        for word in every
+        if sum(attribute(thing, part) == word for thing in layout.things) == number
+    ]
+    if not fitting:
+        return None
+    word = fitting[rng.integers(len(fitting))]
+    counted = [thing for thing in layout.things if attribute(thing, part) == word]
+    text = f"how many {phrase({part: word}, many=True)} are there ?"
+    return text, words.NUMERALS[number], counted
+
+
+def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
+    first, second = _pair(layout, rng)
+    relation = tuple(words.RELATIONS)[rng.integers(len(words.RELATIONS))]
+    gap = {
+        "left": second.x - first.x,
+        "right": first.x - second.x,
+        "above": second.y - first.y,
+        "below": first.y - second.y,
+    }[relation]
+    # A name that contains the place would give the answer away.
+    names = [name(layout.things, thing, rng, hidden=["region"]) for thing in (first, second)]
+    if abs(gap) < _APART or None in names:
+        return None
+    text = f"is the {names[0]} {words.RELATIONS[relation]} the {names[1]} ?"
+    return text, "yes" if gap > 0 else "no", [first, second]
+
+
+def _comparison(layout: Layout, rng: np.random.Generator) -> Asked:
+    answer = bool(rng.integers(2))
+    pairs = [
+        pair
+        for pair in permutations(layout.things, 2)
+        if (pair[0].size == "large" and pair[1].size == "small") == answer
+    ]
+    # Where all sizes are equal only "no" could be asked, so nothing is.
+    if len({thing.size for thing in layout.things}) < 2:
+        return None
+    for index in rng.permutation(len(pairs))[:_ATTEMPTS]:
+        names = [name(layout.things, thing, rng, hidden=["size"]) for thing in pairs[index]]
+        if None not in names:
+            text = f"is the {names[0]} larger than the {names[1]} ?"
+            return text, "yes" if answer else "no", pairs[index]
+    return None
+
+
+def _extreme(layout: Layout, rng: np.random.Generator) -> Asked:
+    which = words.EXTREMES[rng.integers(len(words.EXTREMES))]
+    ranked = ranking(layout.things, which)
+    if abs(position(ranked[0], which) - position(ranked[1], which)) < 4:
+        return None
+    part = ("colour", "shape")[rng.integers(2)]
+    return f"what {part} is the {which} thing ?", str(attribute(ranked[0], part)), ranked[:1]
+
+
+def position(thing: Thing, extreme: str) -> float:
+    """The coordinate that an extreme is about."""
+    return thing.x if extreme in ("leftmost", "rightmost") else thing.y
+
+
+def ranking(things: Sequence[Thing], extreme: str) -> list[Thing]:
+    """The objects from the extreme one on."""
+    backwards = extreme in ("rightmost", "bottommost")
+    return sorted(things, key=lambda thing: position(thing, extreme), reverse=backwards)
+
+
+def _number(layout: Layout, rng: np.random.Generator) -> Asked:
+    (plate,) = [plate for plate in layout.plates if plate.kind == "number"]
+    return "what number is on the plate ?", " ".join(plate.text), [plate]
+
+
+def _letter(layout: Layout, rng: np.random.Generator) -> Asked:
+    signs = [plate for plate in layout.plates if plate.kind == "letter"]
+    sign = signs[rng.integers(len(signs))]
+    tone = f"{sign.tone} " if len(signs) > 1 else ""
+    return f"what letter is on the {tone}sign ?", sign.text, [sign]
+
+
+def _pick(things: Sequence[Thing], rng: np.random.Generator) -> Thing:
+    return things[int(rng.integers(len(things)))]
+
+
+def _pair(layout: Layout, rng: np.random.Generator) -> tuple[Thing, Thing]:
+    first, second = rng.choice(len(layout.things), 2, replace=False)
+    return layout.things[int(first)], layout.things[int(second)]
+
+
+_ASKERS: dict[str, Callable[[Layout, np.random.Generator], Asked]] = {
+    "colour": _attribute_question("colour", "what colour is the {} ?"),
+    "shape": _attribute_question("shape", "what shape is the {} ?"),
+    "size": _attribute_question("size", "what size is the {} ?"),
+    "pattern": _attribute_question("pattern", "what pattern is on the {} ?"),
+    "where": _attribute_question("region", "where is the {} ?"),
+    "existence": _existence,
+    "count": _count,
+    "relation": _relation,
+    "comparison": _comparison,
+    "extreme": _extreme,
+    "number": _number,
+    "letter": _letter,
+}
+KINDS = tuple(_ASKERS)

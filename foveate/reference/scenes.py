@@ -1,0 +1,96 @@
+"""Seeded scenes: a drawn picture, what it shows, and which of its patches show something.
+
+Three splits with disjoint seed ranges; `scene(seed, split)` is the same picture on every call.
+Questions about a scene are asked by `foveate.reference.questions` (`dialogue`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foveate.errors import InputError, UnknownName
+from foveate.reference.layout import SIDE, Layout, Plate, Thing, layout
+from foveate.reference.questions import Question, dialogue
+from foveate.reference.rendering import draw
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["SPLITS", "Plate", "Question", "Scene", "Thing", "dialogue", "patch_mask", "scene"]
+
+# Absolute seeds of each split: a scene can belong to one split only.
+SPLITS = {
+    "train": range(0, 100_000_000),
+    "validation": range(100_000_000, 101_000_000),
+    "test": range(200_000_000, 201_000_000),
+}
+# A patch shows an object if at least this share of its pixels does.
+_COVERED = 1 / 8
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene.
+
+    Attributes:
+        pixels: uint8[128, 128, 3].
+        owners: uint8[128, 128]; 0 background, 1 + i object i, then the plates in order.
+        layout: objects and plates; also as `things` and `plates`.
+        seed: the seed within its split.
+        split: "train", "validation" or "test".
+    """
+
+    pixels: np.ndarray = field(repr=False)
+    owners: np.ndarray = field(repr=False)
+    layout: Layout
+    seed: int
+    split: str
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """The objects."""
+        return self.layout.things
+
+    @property
+    def plates(self) -> tuple[Plate, ...]:
+        """The number plate and the letter signs."""
+        return self.layout.plates
+
+    @property
+    def image(self) -> Image:
+        """The picture as a PIL image in RGB."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
+
+
+def scene_layout(seed: int, split: str) -> Layout:
+    """What a scene shows, without drawing it (about a tenth of the time)."""
+    return layout(np.random.default_rng([_absolute(seed, split), 0]))
+
+
+def scene(seed: int, split: str) -> Scene:
+    """The scene of this seed (counted from 0 within the split)."""
+    what = scene_layout(seed, split)
+    pixels, owners = draw(what, np.random.default_rng([_absolute(seed, split), 1]))
+    return Scene(pixels, owners, what, seed, split)
+
+
+def _absolute(seed: int, split: str) -> int:
+    if split not in SPLITS:
+        raise UnknownName("split", split, SPLITS)
+    seeds = SPLITS[split]
+    if not 0 <= seed < len(seeds):
+        raise InputError(f"Split {split!r} has seeds 0 to {len(seeds) - 1}; got {seed}.")
+    return seeds[seed]
+
+
+def patch_mask(scene: Scene, grid: int = 16) -> np.ndarray:
+    """Which patches show an object or a plate: bool[grid, grid]; `grid` must divide 128."""
+    if SIDE % grid:
+        raise InputError(f"grid={grid} does not divide the image's {SIDE} pixels.")
+    cells = (scene.owners > 0).reshape(grid, SIDE // grid, grid, SIDE // grid)
+    return cells.mean(axis=(1, 3)) >= _COVERED

@@ -1,0 +1,373 @@
+"""Training of the reference model: the vision tower first, then the language model.
+
+`python -m foveate.reference.train --out DIR --seed 0` draws the scenes, trains, and leaves a
+Hugging Face folder in DIR/model. Started again with the same arguments it goes on from the last
+checkpoint; every batch is a function of seed and step, so the result is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from foveate.reference.alignment import align, patch_targets
+from foveate.reference.architecture import GRID, build_model, build_processor
+from foveate.reference.data import Scenes, step_generator
+from foveate.reference.gaze import Gaze
+from foveate.reference.labels import patch_labels, patch_owners
+from foveate.reference.language_stage import (
+    PREFIX_WORDS,
+    WORD_SIZE,
+    features_of,
+    language_batch,
+    language_loss,
+    start_language,
+    training_dialogues,
+)
+from foveate.reference.optimiser import Optimiser
+from foveate.reference.packing import IGNORE, pack, text_encoder
+from foveate.reference.store import Store
+from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
+from foveate.reference.whitening import Whitening
+
+_VISION, _LANGUAGE = 1, 2
+_VALIDATION_SCENES = 48
+_WHITENING_SCENES = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result besides the seed.
+
+    Attributes:
+        scenes: how many training scenes are drawn; passed over round and round.
+        vision_steps, vision_batch: length and pictures a step of stage 1.
+        vision_muon, vision_adam: peak learning rates of stage 1.
+        language_steps, language_batch: length and pictures a step of stage 2.
+        language_muon, language_adam: peak learning rates of stage 2.
+        dialogues: dialogues of up to three turns about each picture of a step.
+        captions: share of descriptions among them at the start and at the end; the change is
+            linear over the first 40 % of the steps.
+        low_share: share of the steps at a lower resolution, in both stages.
+        gaze, gaze_until: weight of the hint where to look at the start of stage 2, and the part of
+            the stage over which it fades to nothing.
+        low_first, low_until: that share in the first part of stage 2, and how long this part is:
+            looking up is learned sooner, and at a third of the cost, among fewer patches.
+        vision_width, vision_layers, width, layers: size of the model.
+    """
+
+    scenes: int = 48_000
+    vision_steps: int = 2_600
+    vision_batch: int = 16
+    vision_muon: float = 0.02
+    vision_adam: float = 0.004
+    language_steps: int = 2_800
+    language_batch: int = 8
+    language_muon: float = 0.02
+    language_adam: float = 0.003
+    dialogues: int = 6
+    captions: tuple[float, float] = (0.6, 0.15)
+    gaze: float = 0.3
+    gaze_until: float = 0.6
+    low_share: float = 0.15
+    low_first: float = 0.5
+    low_until: float = 0.3
+    vision_width: int = 128
+    vision_layers: int = 5
+    width: int = 128
+    layers: int = 4
+
+
+class Trainer:
+    """A run in a folder: `checkpoint.pt` to go on from and `model/` to use, both kept up to date.
+
+    Args:
+        folder: the run's folder.
+        seed: of initialisation and batches.
+        recipe: lengths, rates and sizes.
+        scenes: the training scenes.
+        minutes: time between checkpoints.
+    """
+
+    def __init__(
+        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
+    ) -> None:
+        self.folder, self.seed, self.recipe, self.scenes = folder, seed, recipe, scenes
+        self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
+        self.stage, self.step, self.seconds = _VISION, 0, 0.0
+        torch.manual_seed(seed)
+        self.model = build_model(
+            recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers
+        )
+        self.heads = Heads(recipe.vision_width)
+        self.whitening: Whitening | None = None
+        self.optimiser = self._optimiser()
+        if self.checkpoint.exists():
+            self._load()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state is kept."""
+        return self.folder / "checkpoint.pt"
+
+    def _optimiser(self) -> Optimiser:
+        recipe, base = self.recipe, self.model.model
+        if self.stage == _VISION:
+            modules: list[nn.Module] = [base.vision_tower, self.heads]
+            return Optimiser(modules, recipe.vision_muon, recipe.vision_adam, recipe.vision_steps)
+        base.vision_tower.requires_grad_(False)
+        modules = [base.multi_modal_projector, base.language_model, self.model.lm_head]
+        return Optimiser(modules, recipe.language_muon, recipe.language_adam, recipe.language_steps)
+
+    def save(self) -> None:
+        """Write the checkpoint; a half-written one never replaces a whole one."""
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "whitening": vars(self.whitening) if self.whitening else None,
+            "random": torch.get_rng_state(),
+            "at": {
+                "stage": self.stage,
+                "step": self.step,
+                "seed": self.seed,
+                "seconds": self.seconds + time.monotonic() - self.started,
+            },
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+        self.saved = time.monotonic()
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        if state["at"]["seed"] != self.seed:
+            raise ValueError(f"{self.checkpoint} is of seed {state['at']['seed']}.")
+        self.stage, self.step = state["at"]["stage"], state["at"]["step"]
+        self.seconds = state["at"]["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        if state["whitening"]:
+            self.whitening = Whitening(**state["whitening"])
+        self.optimiser = self._optimiser()
+        self.optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+
+    def run(self, stop_at: tuple[int, int] | None = None) -> None:
+        """Both stages from wherever the run stands.
+
+        Args:
+            stop_at: stage and step at which to save and leave; None goes to the end.
+        """
+        recipe = self.recipe
+        if self.stage == _VISION:
+            if not self._stage(recipe.vision_steps, self._vision_step, stop_at):
+                return
+            self._begin_language()
+        if self._stage(recipe.language_steps, self._language_step, stop_at):
+            self.export()
+
+    def _begin_language(self) -> None:
+        self.stage, self.step = _LANGUAGE, 0
+        start_language(self.model)
+        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
+        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
+        table = self.model.get_input_embeddings().weight.detach()
+        batches = []
+        for grid in (GRID, GRID, *LOW_GRIDS):
+            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
+            indices = range(indices.stop, indices.stop + len(indices))
+            chosen = [index % self.scenes.store.count for index in indices]
+            _, owners = self.scenes.arrays(chosen)
+            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
+            targets = patch_targets(table, *shown, grid, WORD_SIZE)
+            batches.append((self._features(self.scenes, chosen, grid), targets))
+        errors = align(self.model, batches)
+        print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
+        self.optimiser = self._optimiser()
+        self.save()
+
+    def _features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
+        assert self.whitening is not None
+        return self.whitening(features_of(self.model, scenes, indices, grid))
+
+    def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
+        """All steps of a stage; False if it was left at `stop_at`."""
+        report = Report(self)
+        while self.step < steps:
+            if stop_at == (self.stage, self.step):
+                self.save()
+                return False
+            loss, facts = one(step_generator(self.seed, self.stage, self.step))
+            loss.backward()
+            self.optimiser.step(self.step)
+            self.step += 1
+            report.add(loss.item(), facts)
+            if time.monotonic() - self.saved > 60 * self.minutes:
+                self.save()
+                self.export()
+        self.save()
+        return True
+
+    def _vision_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
+        grid = step_grid(rng, self.recipe.low_share)
+        loss, facts = vision_loss(
+            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
+        )
+        # Accuracies are reported at the model's own resolution.
+        return loss, facts if grid == GRID else {}
+
+    def _language_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        recipe = self.recipe
+        indices = self.scenes.indices(self.step, recipe.language_batch)
+        first, last = recipe.captions
+        done = min(1.0, self.step / recipe.language_steps / 0.4)
+        captions = first + (last - first) * done
+        early = self.step < recipe.low_until * recipe.language_steps
+        grid = step_grid(rng, recipe.low_first if early else recipe.low_share)
+        features = self._features(self.scenes, indices, grid)
+        packed = language_batch(self.scenes, indices, rng, recipe.dialogues, captions)
+        with Gaze(self.model).watching() as gaze:
+            loss, logits = language_loss(self.model, features, packed)
+        wanted = packed.labels[packed.labels != IGNORE]
+        facts = {"words": (logits.argmax(-1) == wanted).float().mean().item()}
+        hint = recipe.gaze * max(0.0, 1 - self.step / (recipe.gaze_until * recipe.language_steps))
+        if hint:
+            _, owners = self.scenes.arrays(indices)
+            prefix = PREFIX_WORDS + features.shape[1]
+            looked, facts["gaze"] = gaze.loss(patch_owners(owners, grid), packed.about, prefix)
+            loss = loss + hint * looked
+        return loss, facts
+
+    def validate(self, validation: Scenes) -> dict[str, float]:
+        """Share of right answers per kind on validation scenes (descriptions included)."""
+        indices = list(range(_VALIDATION_SCENES))
+        rng = np.random.default_rng([3, 0])
+        batch = [
+            training_dialogues(layout, rng, 12, 0.15) for layout in validation.layouts_of(indices)
+        ]
+        right: dict[str, list[bool]] = defaultdict(list)
+        encode = text_encoder()
+        for start in range(0, len(indices), 8):
+            part, packed = indices[start : start + 8], pack(batch[start : start + 8], encode)
+            with torch.no_grad():
+                features = self._features(validation, part, GRID)
+                _, logits = language_loss(self.model, features, packed)
+            hits = iter((logits.argmax(-1) == packed.labels[packed.labels != IGNORE]).tolist())
+            for dialogues in batch[start : start + 8]:
+                for question in (turn for turns in dialogues for turn in turns):
+                    # Every token of the answer and its end, as greedy decoding would need it.
+                    tokens = [next(hits) for _ in range(len(encode(question.answer)) + 1)]
+                    right[question.kind].append(all(tokens))
+        return {kind: float(np.mean(hits)) for kind, hits in sorted(right.items())}
+
+    def export(self) -> Path:
+        """Write the model as a Hugging Face folder in bf16, with what produced it."""
+        target = self.folder / "model"
+        seconds = self.seconds + time.monotonic() - self.started
+        recipe = self.recipe
+        shipped = build_model(
+            recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers
+        )
+        shipped.load_state_dict(self.model.state_dict())
+        if self.whitening:
+            self.whitening.fold(shipped.model.multi_modal_projector.linear_1)
+        shipped.to(torch.bfloat16).save_pretrained(target)
+        build_processor().save_pretrained(target)
+        record = {
+            "seed": self.seed,
+            "recipe": asdict(self.recipe),
+            "steps_done": {"stage": self.stage, "step": self.step},
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "wall_minutes": round(seconds / 60, 1),
+            "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+            "torch": torch.__version__,
+        }
+        (target / "training.json").write_text(json.dumps({"training": record}, indent=2) + "\n")
+        return target
+
+
+class Report:
+    """Running means, printed now and then, with validation in the second stage."""
+
+    def __init__(self, trainer: Trainer, every: int = 50, validate_every: int = 400) -> None:
+        self.trainer, self.every, self.validate_every = trainer, every, validate_every
+        self.facts: dict[str, list[float]] = defaultdict(list)
+        folder = trainer.folder / "validation"
+        self.validation = Scenes(Store(folder, _VALIDATION_SCENES, "validation"))
+        self.validation.store.fill()
+
+    def add(self, loss: float, facts: dict[str, float]) -> None:
+        """Take in one step and print if it is time to."""
+        for name, value in {"loss": loss, **facts}.items():
+            self.facts[name].append(value)
+        trainer = self.trainer
+        if trainer.step % self.every == 0:
+            seconds = trainer.seconds + time.monotonic() - trainer.started
+            means = {name: round(float(np.nanmean(each)), 3) for name, each in self.facts.items()}
+            print(f"stage {trainer.stage} step {trainer.step} {seconds:.0f}s {means}", flush=True)
+            self.facts.clear()
+        if trainer.stage == _LANGUAGE and trainer.step % self.validate_every == 0:
+            found = trainer.validate(self.validation)
+            print({kind: round(value, 2) for kind, value in found.items()}, flush=True)
+
+
+def train(
+    output_dir: str | Path,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    store: str | Path | None = None,
+    stop_at: tuple[int, int] | None = None,
+) -> Path:
+    """Train in `output_dir`, going on from its checkpoint if there is one.
+
+    Args:
+        output_dir: the run's folder; the finished model lies in its `model/`.
+        seed: of initialisation and batches.
+        recipe: lengths, rates, sizes.
+        store: folder of drawn training scenes; `output_dir/scenes` if None. Filled if it is not.
+        stop_at: (stage, step) to stop at, with a checkpoint.
+
+    Returns:
+        The folder of the model.
+    """
+    folder, recipe = Path(output_dir), recipe or Recipe()
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = Store(store or folder / "scenes", recipe.scenes)
+    drawn.fill()
+    Trainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
+    return folder / "model"
+
+
+def main() -> None:
+    """`python -m foveate.reference.train --out DIR`: draw, train, export."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    changes = {
+        field: float(value) if "." in value else int(value)
+        for field, value in (item.split("=") for item in options.set)
+    }
+    recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
+    print(train(options.out, options.seed, recipe, options.store), flush=True)
+
+
+if __name__ == "__main__":
+    main()

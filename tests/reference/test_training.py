@@ -1,0 +1,122 @@
+"""Training in miniature: resuming gives the very same weights; batches are what they claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.reference import words
+from foveate.reference.architecture import build_model
+from foveate.reference.labels import patch_owners
+from foveate.reference.language_stage import training_dialogues
+from foveate.reference.optimiser import orthogonalised, schedule
+from foveate.reference.packing import IGNORE, attention_mask, pack, text_encoder
+from foveate.reference.scenes import patch_mask, scene, scene_layout
+from foveate.reference.store import Store
+from foveate.reference.train import Recipe, train
+
+TINY = Recipe(
+    scenes=6,
+    vision_steps=3,
+    vision_batch=2,
+    language_steps=3,
+    language_batch=2,
+    dialogues=2,
+    low_share=0.5,
+    vision_width=64,
+    vision_layers=2,
+    width=64,
+    layers=2,
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return dict(state["model"])
+
+
+@pytest.mark.parametrize("stop_at", [(1, 2), (2, 1)])
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: tuple[int, int]) -> None:
+    store = tmp_path / "scenes"
+    whole = train(tmp_path / "whole", 3, TINY, store)
+    train(tmp_path / "parts", 3, TINY, store, stop_at=stop_at)
+    half = weights(tmp_path / "parts")
+    train(tmp_path / "parts", 3, TINY, store)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Control: it was really stopped half-way.
+    assert any(not torch.equal(first[name], half[name]) for name in first)
+    assert (whole / "model.safetensors").exists()
+    assert (whole / "training.json").exists()
+
+
+def test_store_holds_the_scenes(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3, "validation")
+    store.fill()
+    again = Store(tmp_path, 3, "validation")
+    assert again.filled == 3
+    assert (again.pixels[2] == scene(2, "validation").pixels).all()
+
+
+def test_patch_owners_agree_with_the_mask() -> None:
+    drawn = scene(5, "validation")
+    owners = patch_owners(torch.from_numpy(drawn.owners)[None], 16)[0].reshape(16, 16)
+    mask = torch.from_numpy(patch_mask(drawn))
+    # The mask adds up neighbours that each show less than an eighth; it holds at least these.
+    assert mask[owners > 0].all()
+    assert ((owners > 0) == mask).float().mean() > 0.97
+
+
+def test_packed_dialogue_equals_the_dialogue_alone() -> None:
+    """Logits of a packed dialogue against the same dialogue behind its own picture."""
+    torch.manual_seed(0)
+    model = build_model(64, 2, 64, 2).eval()
+    rng = np.random.default_rng(0)
+    dialogues = training_dialogues(scene_layout(0, "train"), rng, 3, 0.0)
+    features = torch.randn(1, 16, 64)
+    from foveate.reference.language_stage import language_loss
+
+    with torch.no_grad():
+        _, packed = language_loss(model, features, pack([dialogues], text_encoder()))
+        alone = [
+            language_loss(model, features, pack([[turns]], text_encoder()))[1]
+            for turns in dialogues
+        ]
+    assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
+
+
+def test_labels_are_the_next_words() -> None:
+    rng = np.random.default_rng(1)
+    dialogues = training_dialogues(scene_layout(1, "train"), rng, 2, 0.5)
+    packed = pack([dialogues], text_encoder())
+    at = (packed.labels[0] != IGNORE).nonzero().flatten()
+    assert (packed.labels[0, at] == packed.ids[0, at + 1]).all()
+    answers = sum(len(turn.answer.split()) + 1 for turns in dialogues for turn in turns)
+    assert len(at) == answers
+    ends = packed.labels[0] == words.vocabulary()[words.EOS]
+    assert ends.sum() == sum(map(len, dialogues))
+
+
+def test_no_dialogue_sees_another() -> None:
+    groups = torch.tensor([[0, 0, 1, 1, -1]])
+    allowed = attention_mask(groups, prefix=2)[0, 0] == 0
+    assert allowed[4].tolist() == [True, True, False, False, True, False, False]
+    assert allowed[1].tolist() == [True, True, False, False, False, False, False]
+
+
+def test_orthogonalised_is_nearly_orthogonal() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 16, 48), (2, 48, 16)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        assert values.min() > 0.4
+        assert values.max() < 1.5
+
+
+def test_schedule_rises_and_falls() -> None:
+    rates = [schedule(step / 100, 0.1) for step in range(101)]
+    assert (max(rates), rates[-1]) == (1.0, 0.02)
+    assert rates[0] < 0.01
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
