@@ -18,8 +18,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from foveate.reference.labels import MOST_OWNERS
 
-# Before this layer a question's words can be gathered, behind it what was found can be compared.
-LAYER = 2
 _SHARE_OF_HEADS = 2  # half of them
 
 
@@ -27,7 +25,9 @@ class Gaze:
     """Attention of the watched heads from every text token to every patch of the last forward."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        self.attention = model.model.language_model.layers[LAYER].self_attn
+        layers = model.model.language_model.layers
+        # Before the middle a question's words can be gathered, behind it what was found compared.
+        self.attention = layers[len(layers) // 2].self_attn
         self._seen: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     @contextmanager
