@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +19,6 @@ from foveate.errors import FoveateError
 
 app = typer.Typer(
     name="foveate",
-    help="Fewer visual tokens, the same answers, on any Hugging Face vision-language model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -30,19 +30,22 @@ app.command("draw")(draw.draw)
 app.command("compare")(compare.compare)
 
 
-@app.callback(invoke_without_command=True)
-def version(
-    context: typer.Context,
-    show: bool = typer.Option(False, "--version", help="Print the version."),
-) -> None:
-    """What comes before a verb."""
-    if show:
+def _version(asked: bool) -> bool:
+    if asked:
         import foveate
 
         typer.echo(foveate.__version__)
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Fewer visual tokens, the same answers, on any Hugging Face vision-language model."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
+import sys
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
+from foveate.errors import InputError
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import GRID, build_model, build_processor
 from foveate.reference.data import Scenes, step_generator
@@ -33,60 +36,17 @@ from foveate.reference.language_stage import (
     language_batch,
     language_loss,
     start_language,
-    training_dialogues,
 )
 from foveate.reference.optimiser import Optimiser
-from foveate.reference.packing import IGNORE, pack, text_encoder
+from foveate.reference.packing import IGNORE
+from foveate.reference.recipe import Recipe
+from foveate.reference.report import Report
 from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
 
 _VISION, _LANGUAGE = 1, 2
-_VALIDATION_SCENES = 48
 _WHITENING_SCENES = 64
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result besides the seed.
-
-    Attributes:
-        scenes: how many training scenes are drawn; passed over round and round.
-        vision_steps, vision_batch: length and pictures a step of stage 1.
-        vision_muon, vision_adam: peak learning rates of stage 1.
-        language_steps, language_batch: length and pictures a step of stage 2.
-        language_muon, language_adam: peak learning rates of stage 2.
-        dialogues: dialogues of up to three turns about each picture of a step.
-        captions: share of descriptions among them at the start and at the end; the change is
-            linear over the first 40 % of the steps.
-        low_share: share of the steps at a lower resolution, in both stages.
-        gaze, gaze_until: weight of the hint where to look at the start of stage 2, and the part of
-            the stage over which it fades to nothing.
-        low_first, low_until: that share in the first part of stage 2, and how long this part is:
-            looking up is learned sooner, and at a third of the cost, among fewer patches.
-        vision_width, vision_layers, width, layers: size of the model.
-    """
-
-    scenes: int = 48_000
-    vision_steps: int = 2_600
-    vision_batch: int = 16
-    vision_muon: float = 0.02
-    vision_adam: float = 0.004
-    language_steps: int = 2_800
-    language_batch: int = 8
-    language_muon: float = 0.02
-    language_adam: float = 0.003
-    dialogues: int = 6
-    captions: tuple[float, float] = (0.6, 0.15)
-    gaze: float = 0.3
-    gaze_until: float = 0.6
-    low_share: float = 0.15
-    low_first: float = 0.5
-    low_until: float = 0.3
-    vision_width: int = 128
-    vision_layers: int = 5
-    width: int = 128
-    layers: int = 4
 
 
 class Trainer:
@@ -107,9 +67,7 @@ class Trainer:
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
         self.stage, self.step, self.seconds = _VISION, 0, 0.0
         torch.manual_seed(seed)
-        self.model = build_model(
-            recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers
-        )
+        self.model = self._build()
         self.heads = Heads(recipe.vision_width)
         self.whitening: Whitening | None = None
         self.optimiser = self._optimiser()
@@ -120,6 +78,20 @@ class Trainer:
     def checkpoint(self) -> Path:
         """Where the state is kept."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def answering(self) -> bool:
+        """Whether the run has reached the stage that learns to answer."""
+        return self.stage == _LANGUAGE
+
+    def _build(self) -> LlavaForConditionalGeneration:
+        recipe = self.recipe
+        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+
+    @property
+    def minutes_spent(self) -> float:
+        """Wall time of the whole run so far, in minutes."""
+        return (self.seconds + time.monotonic() - self.started) / 60
 
     def _optimiser(self) -> Optimiser:
         recipe, base = self.recipe, self.model.model
@@ -138,11 +110,12 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "whitening": vars(self.whitening) if self.whitening else None,
             "random": torch.get_rng_state(),
+            "recipe": json.dumps(asdict(self.recipe)),
             "at": {
                 "stage": self.stage,
                 "step": self.step,
                 "seed": self.seed,
-                "seconds": self.seconds + time.monotonic() - self.started,
+                "seconds": 60 * self.minutes_spent,
             },
         }
         partial = self.checkpoint.with_suffix(".partial")
@@ -152,8 +125,13 @@ class Trainer:
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
-        if state["at"]["seed"] != self.seed:
-            raise ValueError(f"{self.checkpoint} is of seed {state['at']['seed']}.")
+        mine = self.seed, json.dumps(asdict(self.recipe))
+        if (state["at"]["seed"], state["recipe"]) != mine:
+            raise InputError(
+                f"{self.checkpoint} belongs to a run with another seed or recipe: "
+                f"seed {state['at']['seed']}, {state['recipe']}.\n"
+                "Go on with those, or choose another folder."
+            )
         self.stage, self.step = state["at"]["stage"], state["at"]["step"]
         self.seconds = state["at"]["seconds"]
         self.model.load_state_dict(state["model"])
@@ -192,13 +170,14 @@ class Trainer:
             _, owners = self.scenes.arrays(chosen)
             shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
             targets = patch_targets(table, *shown, grid, WORD_SIZE)
-            batches.append((self._features(self.scenes, chosen, grid), targets))
+            batches.append((self.features(self.scenes, chosen, grid), targets))
         errors = align(self.model, batches)
         print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
         self.optimiser = self._optimiser()
         self.save()
 
-    def _features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
+    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
+        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
         assert self.whitening is not None
         return self.whitening(features_of(self.model, scenes, indices, grid))
 
@@ -237,7 +216,7 @@ class Trainer:
         captions = first + (last - first) * done
         early = self.step < recipe.low_until * recipe.language_steps
         grid = step_grid(rng, recipe.low_first if early else recipe.low_share)
-        features = self._features(self.scenes, indices, grid)
+        features = self.features(self.scenes, indices, grid)
         packed = language_batch(self.scenes, indices, rng, recipe.dialogues, captions)
         with Gaze(self.model).watching() as gaze:
             loss, logits = language_loss(self.model, features, packed)
@@ -251,77 +230,30 @@ class Trainer:
             loss = loss + hint * looked
         return loss, facts
 
-    def validate(self, validation: Scenes) -> dict[str, float]:
-        """Share of right answers per kind on validation scenes (descriptions included)."""
-        indices = list(range(_VALIDATION_SCENES))
-        rng = np.random.default_rng([3, 0])
-        batch = [
-            training_dialogues(layout, rng, 12, 0.15) for layout in validation.layouts_of(indices)
-        ]
-        right: dict[str, list[bool]] = defaultdict(list)
-        encode = text_encoder()
-        for start in range(0, len(indices), 8):
-            part, packed = indices[start : start + 8], pack(batch[start : start + 8], encode)
-            with torch.no_grad():
-                features = self._features(validation, part, GRID)
-                _, logits = language_loss(self.model, features, packed)
-            hits = iter((logits.argmax(-1) == packed.labels[packed.labels != IGNORE]).tolist())
-            for dialogues in batch[start : start + 8]:
-                for question in (turn for turns in dialogues for turn in turns):
-                    # Every token of the answer and its end, as greedy decoding would need it.
-                    tokens = [next(hits) for _ in range(len(encode(question.answer)) + 1)]
-                    right[question.kind].append(all(tokens))
-        return {kind: float(np.mean(hits)) for kind, hits in sorted(right.items())}
-
     def export(self) -> Path:
         """Write the model as a Hugging Face folder in bf16, with what produced it."""
         target = self.folder / "model"
-        seconds = self.seconds + time.monotonic() - self.started
-        recipe = self.recipe
-        shipped = build_model(
-            recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers
-        )
+        shipped = self._build()
         shipped.load_state_dict(self.model.state_dict())
         if self.whitening:
             self.whitening.fold(shipped.model.multi_modal_projector.linear_1)
-        shipped.to(torch.bfloat16).save_pretrained(target)
-        build_processor().save_pretrained(target)
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shipped.to(torch.bfloat16).save_pretrained(partial)
+        build_processor().save_pretrained(partial)
         record = {
             "seed": self.seed,
             "recipe": asdict(self.recipe),
             "steps_done": {"stage": self.stage, "step": self.step},
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "wall_minutes": round(seconds / 60, 1),
+            "wall_minutes": round(self.minutes_spent, 1),
             "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
             "torch": torch.__version__,
         }
-        (target / "training.json").write_text(json.dumps({"training": record}, indent=2) + "\n")
+        (partial / "training.json").write_text(json.dumps({"training": record}, indent=2) + "\n")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
         return target
-
-
-class Report:
-    """Running means, printed now and then, with validation in the second stage."""
-
-    def __init__(self, trainer: Trainer, every: int = 50, validate_every: int = 400) -> None:
-        self.trainer, self.every, self.validate_every = trainer, every, validate_every
-        self.facts: dict[str, list[float]] = defaultdict(list)
-        folder = trainer.folder / "validation"
-        self.validation = Scenes(Store(folder, _VALIDATION_SCENES, "validation"))
-        self.validation.store.fill()
-
-    def add(self, loss: float, facts: dict[str, float]) -> None:
-        """Take in one step and print if it is time to."""
-        for name, value in {"loss": loss, **facts}.items():
-            self.facts[name].append(value)
-        trainer = self.trainer
-        if trainer.step % self.every == 0:
-            seconds = trainer.seconds + time.monotonic() - trainer.started
-            means = {name: round(float(np.nanmean(each)), 3) for name, each in self.facts.items()}
-            print(f"stage {trainer.stage} step {trainer.step} {seconds:.0f}s {means}", flush=True)
-            self.facts.clear()
-        if trainer.stage == _LANGUAGE and trainer.step % self.validate_every == 0:
-            found = trainer.validate(self.validation)
-            print({kind: round(value, 2) for kind, value in found.items()}, flush=True)
 
 
 def train(
@@ -366,7 +298,12 @@ def main() -> None:
         for field, value in (item.split("=") for item in options.set)
     }
     recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
-    print(train(options.out, options.seed, recipe, options.store), flush=True)
+    try:
+        print(train(options.out, options.seed, recipe, options.store), flush=True)
+    except KeyboardInterrupt:
+        # The last checkpoint stands; one written in the middle of a step would be no state at all.
+        print("Interrupted. The same command goes on from the last checkpoint.", flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from foveate.errors import InputError
+from foveate.reference import train as training
 from foveate.reference import words
 from foveate.reference.architecture import build_model
 from foveate.reference.labels import patch_owners
 from foveate.reference.language_stage import training_dialogues
 from foveate.reference.optimiser import orthogonalised, schedule
 from foveate.reference.packing import IGNORE, attention_mask, pack, text_encoder
+from foveate.reference.recipe import Recipe
 from foveate.reference.scenes import patch_mask, scene, scene_layout
 from foveate.reference.store import Store
-from foveate.reference.train import Recipe, train
+from foveate.reference.train import main, train
 
 TINY = Recipe(
     scenes=6,
@@ -51,6 +58,70 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: tuple[int, int]) 
     assert any(not torch.equal(first[name], half[name]) for name in first)
     assert (whole / "model.safetensors").exists()
     assert (whole / "training.json").exists()
+
+
+def test_killed_equals_uninterrupted(tmp_path: Path) -> None:
+    """A process that is killed between two steps, with a half-written checkpoint lying about."""
+    store = tmp_path / "scenes"
+    train(tmp_path / "whole", 3, TINY, store)
+    program = f"""
+import json, sys, time
+from foveate.reference.data import Scenes
+from foveate.reference.recipe import Recipe
+from foveate.reference.store import Store
+from foveate.reference.train import Trainer
+from pathlib import Path
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+
+class Slow(Trainer):
+    def _language_step(self, rng):
+        if self.step == 2:
+            print("now", flush=True)
+            time.sleep(600)
+        return super()._language_step(rng)
+
+recipe = json.loads({json.dumps(json.dumps(asdict(TINY)))})
+recipe = Recipe(**{{**recipe, "captions": tuple(recipe["captions"])}})
+scenes = Scenes(Store(Path({str(store)!r}), recipe.scenes))
+Path({str(tmp_path / "parts")!r}).mkdir()
+Slow(Path({str(tmp_path / "parts")!r}), 3, recipe, scenes, minutes=0).run()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(line == "now\n" for line in process.stdout)
+        process.kill()
+    (tmp_path / "parts/checkpoint.partial").write_bytes(b"half")
+    at = torch.load(tmp_path / "parts/checkpoint.pt", weights_only=True)["at"]
+    assert (at["stage"], at["step"]) == (2, 2)
+    train(tmp_path / "parts", 3, TINY, store)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "scenes"
+    train(tmp_path / "run", 3, TINY, store, stop_at=(1, 1))
+    with pytest.raises(InputError, match="another seed or recipe"):
+        train(tmp_path / "run", 3, replace(TINY, dialogues=3), store)
+    with pytest.raises(InputError, match="another seed or recipe"):
+        train(tmp_path / "run", 4, TINY, store)
+
+
+def test_interrupted_command_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train", "--out", "nowhere"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().out
 
 
 def test_store_holds_the_scenes(tmp_path: Path) -> None:

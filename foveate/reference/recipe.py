@@ -1,0 +1,48 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result besides the seed.
+
+    Attributes:
+        scenes: how many training scenes are drawn; passed over round and round.
+        vision_steps, vision_batch: length and pictures a step of stage 1.
+        vision_muon, vision_adam: peak learning rates of stage 1.
+        language_steps, language_batch: length and pictures a step of stage 2.
+        language_muon, language_adam: peak learning rates of stage 2.
+        dialogues: dialogues of up to three turns about each picture of a step.
+        captions: share of descriptions among them at the start and at the end; the change is
+            linear over the first 40 % of the steps.
+        low_share: share of the steps at a lower resolution, in both stages.
+        gaze, gaze_until: weight of the hint where to look at the start of stage 2, and the part of
+            the stage over which it fades to nothing.
+        low_first, low_until: that share in the first part of stage 2, and how long this part is:
+            looking up is learned sooner, and at a third of the cost, among fewer patches.
+        vision_width, vision_layers, width, layers: size of the model.
+    """
+
+    scenes: int = 48_000
+    vision_steps: int = 2_600
+    vision_batch: int = 16
+    vision_muon: float = 0.02
+    vision_adam: float = 0.004
+    language_steps: int = 4_000
+    language_batch: int = 8
+    language_muon: float = 0.02
+    language_adam: float = 0.003
+    dialogues: int = 6
+    captions: tuple[float, float] = (0.6, 0.15)
+    gaze: float = 0.3
+    gaze_until: float = 0.6
+    low_share: float = 0.15
+    low_first: float = 0.5
+    low_until: float = 0.3
+    vision_width: int = 128
+    vision_layers: int = 5
+    width: int = 128
+    layers: int = 4

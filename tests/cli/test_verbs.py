@@ -1,0 +1,145 @@
+"""Every verb end to end, on local checkpoints of three families with real processors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import foveate
+from foveate import catalog
+from foveate.cli import main
+from tests.families.checkpoints import PROCESSORS
+
+Folder = Callable[[str], str]
+Capture = pytest.CaptureFixture[str]
+
+
+def said(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    """The JSON that a verb prints, which is all that it prints."""
+    assert main([*arguments, "--json"]) == 0
+    out: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return out
+
+
+def executed(lines: list[str]) -> dict[str, Any]:
+    """The names that a verb's Python lines leave behind."""
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    return names
+
+
+# ---------------------------------------------------------------------- list, show
+
+
+def test_list(capsys: Capture) -> None:
+    found = said(capsys, "list")
+    assert [each["name"] for each in found["methods"]] == foveate.names()
+    assert executed(found["python"])
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in foveate.names())
+    assert "llava_next" in said(capsys, "list", "--models")["models"]
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_show(name: str, capsys: Capture) -> None:
+    found = said(capsys, "show", name)
+    assert executed(found["python"])["method"] == catalog.make(name)
+    assert main(["show", name]) == 0
+    out = capsys.readouterr().out
+    assert all(heading in out for heading in found["card"])
+    assert all(preset in out for preset in found["presets"])
+
+
+# ---------------------------------------------------------------------- run, draw, compare
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_run(family: str, checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+    picture = tmp_path / "kept.png"
+    arguments = ["run", "scene:2", "what colour ?", "-m", "divprune", "-k", "5"]
+    arguments += ["--model", checkpoint(family), "--max-new-tokens", "4"]
+    found = said(capsys, *arguments, "--out", str(picture))
+    assert found["compressed"]["visual_tokens"] == 5
+    assert found["full"]["visual_tokens"] > 20
+    assert found["compressed"]["cache_bytes"] < found["full"]["cache_bytes"]
+    with Image.open(picture) as image:
+        assert image.width > 500
+    picture.unlink()
+    executed(found["python"])
+    assert found["compressed"]["answer"] in capsys.readouterr().out
+    assert picture.exists()
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert found["full"]["answer"] in out
+    assert found["compressed"]["answer"] in out
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_draw(family: str, checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+    picture = tmp_path / "new" / "kept.png"
+    found = said(
+        capsys, "draw", "scene:2", "-m", "visionzip", "-m", "uniform-2d", "-k", "25%",
+        "--model", checkpoint(family), "--out", str(picture),
+    )  # fmt: skip
+    counts = {(each["visual"], each["kept"]) for each in found["pictures"]}
+    ((visual, kept),) = counts
+    assert kept == int(visual / 4 + 0.5)
+    first = picture.read_bytes()
+    picture.unlink()
+    executed(found["python"])
+    assert picture.read_bytes() == first
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_compare(family: str, checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+    Image.effect_noise((40, 30), 80).save(tmp_path / "a.png")
+    turns = [{"question": "what colour ?", "answer": "red"}, {"question": "yes ?", "answer": "no"}]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"image": "a.png", "turns": turns}) + "\n" for _ in "ab"))
+    found = said(
+        capsys, "compare", "-m", "uniform-2d", "-m", "divprune", "-k", "6", "--data", str(data),
+        "--model", checkpoint(family), "--out", str(tmp_path / "out"), "--repeats", "2",
+        "--max-new-tokens", "3",
+    )  # fmt: skip
+    assert [row["entering"] for row in found["rows"]] == [6, 6]
+    assert len(found["full"]["turns"]) == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "answers.jsonl",
+        "comparison.json",
+        "report.html",
+    }
+    assert len(executed(found["python"])["found"].rows) == 2
+
+
+# ---------------------------------------------------------------------- the program itself
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from foveate.cli import main; main({!r}); "
+        "heavy = {{'torch', 'transformers', 'matplotlib'}} & set(sys.modules); "
+        "sys.exit(f'imported: {{heavy}}' if heavy else 0)"
+    )
+    for arguments in (["--help"], ["run", "--help"], ["compare", "--help"], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, foveate.__version__)
+    done = subprocess.run([sys.executable, "-m", "foveate", "rum"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "rum" in done.stderr

@@ -1,0 +1,231 @@
+"""A whole comparison on tiny models: shared features, resuming, and a report that stands alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from foveate.compressor import Reads
+from foveate.errors import InputError, SavedFileError
+from foveate.evaluation import Comparison, Dialogue, Turn, compare, from_reference, report
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.settings import Setting
+from tests.families import checkpoints
+
+METHODS = ["random", "divprune", "tome"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = checkpoints.save("llava", tmp_path_factory.mktemp("llava"))
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture
+def towers(loaded: tuple[Any, Any]) -> Iterator[list[int]]:
+    """How many pictures each run of the vision tower got."""
+    seen: list[int] = []
+    handle = loaded[0].model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len((*args, *kwargs.values())[0])),
+        with_kwargs=True,
+    )
+    yield seen
+    handle.remove()
+
+
+def run(loaded: tuple[Any, Any], out: Path, **changes: Any) -> Comparison:
+    model, processor = loaded
+    given: dict[str, Any] = {
+        "data": from_reference(4),
+        "methods": METHODS,
+        "budgets": [0.25],
+        "draws": 2,
+        "batch_size": 2,
+        "max_new_tokens": 3,
+        "repeats": 2,
+    }
+    return compare(model, processor, **{**given, **changes}, out=out)
+
+
+def untimed(found: Comparison) -> dict[str, Any]:
+    record = dataclasses.asdict(dataclasses.replace(found, prefill_seconds=0.0, batch=0))
+    for row in record["rows"]:
+        row["time"] = None
+    return record
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def found(loaded: tuple[Any, Any], folder: Path) -> Comparison:
+    return run(loaded, folder)
+
+
+def test_what_is_stated(found: Comparison) -> None:
+    assert [(row.method, row.draws) for row in found.rows] == [
+        ("random", 2),
+        ("divprune", 1),
+        ("tome", 1),
+    ]
+    for row in found.rows:
+        assert (row.visual, row.entering, row.average) == (25, 6, 6)  # floor(25 / 4 + 1/2)
+        assert 0 < row.flops_share < 1
+        assert 0 < row.kv_share < 1
+        assert len(row.accuracy.turns) == 3
+    random, _, tome = found.rows
+    assert tome.flops < random.flops  # its tower is cheaper too
+    assert (found.dialogues, found.questions) == (4, 12)
+
+
+def test_the_cache_is_counted_in_bytes(found: Comparison) -> None:
+    # 4 layers, keys and values, 4 heads x 16 numbers of 4 bytes a token; 25 visual ones fewer 6.
+    per_token = 4 * 2 * 4 * 16 * 4
+    for row in found.rows:
+        assert found.kv_bytes - row.kv_bytes == 19 * per_token
+
+
+def test_features_are_computed_once(loaded: tuple[Any, Any], towers: list[int]) -> None:
+    data = from_reference(2)
+    pictures = [each.load() for each in data]
+    batch = Batch(*loaded, data, pictures, frozenset({Reads.ATTENTION, Reads.KEYS, Reads.CLS}), 2)
+    for setting in (None, Setting("divprune", 4), Setting("visionzip", 4), Setting("pool", 0.5)):
+        batch.converse(setting)
+    assert towers == [2]  # three turns of four settings, one run for both pictures
+    batch.converse(Setting("tome", 6))
+    assert towers == [2, 2, 2, 2]  # a method that changes the tower runs it in each turn
+
+
+def test_shared_features_change_no_answer(loaded: tuple[Any, Any]) -> None:
+    """Against a conversation in which nothing is shared and one dialogue is alone in its batch."""
+    data = from_reference(3)
+    pictures = [each.load() for each in data]
+    reads = frozenset({Reads.ATTENTION, Reads.KEYS, Reads.CLS})
+    setting = Setting("visionzip", 5)
+    shared = Batch(*loaded, data, pictures, reads, 6)
+    shared.converse(None)
+    together = shared.converse(setting)
+    alone = [
+        Batch(*loaded, [each], [shown], reads, 6).converse(setting)[0]
+        for each, shown in zip(data, pictures, strict=True)
+    ]
+    assert together == alone
+
+
+def test_turns_may_differ_in_number(loaded: tuple[Any, Any]) -> None:
+    image = Image.new("RGB", (20, 20))
+    turn = Turn("what colour ?", ("red",))
+    data = [Dialogue("a", (image,), (turn,)), Dialogue("b", (image,), (turn,) * 3)]
+    answers = Batch(*loaded, data, [[image], [image]], frozenset(), 3).converse(Setting("pool", 4))
+    assert [len(each["answers"]) for each in answers] == [1, 3]
+    assert [each["entering"] for each in answers] == [4, 12]
+
+
+def test_an_interrupted_comparison_goes_on(
+    loaded: tuple[Any, Any],
+    towers: list[int],
+    found: Comparison,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, left = Batch.converse, [5]
+
+    def interrupted(batch: Batch, setting: Setting | None) -> list[dict[str, Any]]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return whole(batch, setting)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "converse", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded, tmp_path)
+    stored = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert len(stored) == 1 + 5 * 2
+    towers.clear()
+    again = run(loaded, tmp_path)
+    assert untimed(again) == untimed(found)
+    assert (tmp_path / "answers.jsonl").read_text().splitlines()[: len(stored)] == stored
+    answers = [
+        sorted((each / "answers.jsonl").read_text().splitlines()) for each in (tmp_path, folder)
+    ]
+    assert answers[0] == answers[1]
+    # Everything is stored now: only the cost is measured anew.
+    monkeypatch.setattr(Batch, "converse", None)
+    assert untimed(run(loaded, tmp_path)) == untimed(found)
+
+
+def test_other_data_is_not_mixed_with_stored_answers(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    run(loaded, tmp_path, data=from_reference(2), methods=["pool"])
+    with pytest.raises(SavedFileError, match="data"):
+        run(loaded, tmp_path, data=from_reference(3), methods=["pool"])
+    run(loaded, tmp_path, data=from_reference(3), methods=["pool"], fresh=True)
+
+
+def test_what_a_model_cannot_do_is_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    out = run(loaded, tmp_path, data=from_reference(2), methods=["trim", "pool"], budgets=[4, 26])
+    assert [row.budget for row in out.rows] == ["4"]
+    assert [(m, b) for m, b, _ in out.skipped] == [("trim", "4"), ("trim", "26"), ("pool", "26")]
+    assert "CLIP" in out.skipped[0][2]
+    assert "n=25" in out.skipped[2][2]
+
+
+def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 20))
+    turn = (Turn("?", ("x",)),)
+    mixed = [Dialogue("a", (image,), turn), Dialogue("b", (image,), turn, is_video=True)]
+    with pytest.raises(InputError, match="mixes images and videos"):
+        run(loaded, tmp_path, data=mixed)
+    with pytest.raises(InputError, match="no dialogue"):
+        run(loaded, tmp_path, data=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_shows_every_row(found: Comparison) -> None:
+    console = Console(width=240, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(report.table(found))
+    text = capture.get()
+    for row in found.rows:
+        assert f"{row.accuracy.mean:.3f}" in text
+        assert row.method in text
+    assert "grey picture" in text
+    assert "wrong picture" in text
+
+
+@torch.no_grad()
+def test_the_html_needs_nothing_else(
+    loaded: tuple[Any, Any], found: Comparison, tmp_path: Path
+) -> None:
+    settings = [Setting("divprune", 0.25), Setting("tome", 0.25)]
+    pictures = report.kept_pictures(*loaded, from_reference(2), settings, 2)
+    odd = dataclasses.replace(found, model="<script>alert(1)</script>")
+    text = report.write_html(odd, tmp_path / "report.html", pictures).read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
+    assert "<script" not in text
+    assert text.count("data:image/png") == 2
+    assert text.count("data:image/svg") == 2
+    for row in found.rows:
+        assert report.delta(row) in text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_comparison_is_plain_data(found: Comparison) -> None:
+    assert json.loads(json.dumps(found.to_dict()))["questions"] == 12

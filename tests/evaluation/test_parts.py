@@ -1,0 +1,268 @@
+"""The parts of a comparison: budgets and methods as typed, data, statistics, stored answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
+from foveate.evaluation import cost, from_jsonl, from_reference
+from foveate.evaluation.compare import majority
+from foveate.evaluation.data import Dialogue, Turn, fingerprint, normalised
+from foveate.evaluation.settings import Setting, expand, parse_keep, parse_method
+from foveate.evaluation.stats import difference
+from foveate.evaluation.store import Store
+from foveate.evaluation.timing import alternate
+
+# ---------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"), [("64", 64), ("0.25", 0.25), ("25%", 0.25), ("12.5%", 0.125), ("1", 1)]
+)
+def test_budgets_as_typed(text: str, keep: float) -> None:
+    found = parse_keep(text)
+    assert found == keep
+    assert type(found) is type(keep)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "nan", "200%", "many", "", "64 tokens"])
+def test_budgets_that_are_none(text: str) -> None:
+    with pytest.raises(BudgetError) as error:
+        parse_keep(text)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_methods_as_typed() -> None:
+    assert parse_method("pool") == Setting("pool")
+    assert parse_method("visionzip@authors-64").preset == "authors-64"
+    setting = parse_method("random:seed=3")
+    assert setting.fields == (("seed", 3),)
+    assert setting.make().seed == 3  # type: ignore[attr-defined]
+    with pytest.raises(UnknownName, match="visionzip"):
+        parse_method("vizionzip")
+    with pytest.raises(UnknownName, match="authors-64"):
+        parse_method("visionzip@authors-65")
+    with pytest.raises(UnknownName, match="seed"):
+        parse_method("random:sed=3")
+    with pytest.raises(InputError, match="field=value"):
+        parse_method("random:seed")
+
+
+def test_what_is_random_is_drawn_several_times_and_presets_once() -> None:
+    groups = expand(["random", "pool", "random:seed=5", "visionzip@authors-64"], [4, 0.5], draws=3)
+    assert [(g[0].label, g[0].budget, len(g)) for g in groups] == [
+        ("random", "4", 3),
+        ("random", "50%", 3),
+        ("pool", "4", 1),
+        ("pool", "50%", 1),
+        ("random", "4", 1),
+        ("random", "50%", 1),
+        ("visionzip@authors-64", "preset", 1),
+    ]
+    assert len({setting.key for group in groups for setting in group}) == sum(map(len, groups))
+    with pytest.raises(BudgetError):
+        expand(["pool"], [0])
+
+
+# ---------------------------------------------------------------------- data
+
+
+def test_answers_are_compared_without_case_articles_and_punctuation() -> None:
+    assert normalised(" The  Red, star. ") == "red star"
+    assert normalised("3.5 km/h") == "3.5 km/h"
+    assert normalised("4 7") != normalised("47")
+    assert Turn("?", ("a dog", "puppy")).right("Dog.")
+    assert not Turn("?", ("a dog",)).right("dogs")
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "data.jsonl").write_text(text)
+    return folder / "data.jsonl"
+
+
+GOOD = {"image": "a.png", "turns": [{"question": "what ?", "answer": "red"}]}
+
+
+def test_data_from_a_file(tmp_path: Path) -> None:
+    two = {**GOOD, "id": "b", "image": ["a.png", "a.png"]}
+    video = {"frames": ["a.png"] * 3, "turns": [{"question": "?", "answers": ["x", "y"]}]}
+    found = from_jsonl(write(tmp_path, GOOD, "", two, video))
+    assert [each.name for each in found] == ["1", "b", "4"]
+    assert [len(each.load()) for each in found] == [1, 2, 3]
+    assert [each.is_video for each in found] == [False, False, True]
+    assert found[2].turns == (Turn("?", ("x", "y")),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "data.jsonl:2 is no JSON"),
+        ([], r'data.jsonl:2 needs "image"'),
+        ({**GOOD, "image": 3}, "data.jsonl:2: .* must be a path"),
+        ({**GOOD, "image": "b.png"}, "data.jsonl:2: no picture .*b.png"),
+        ({**GOOD, "turns": []}, 'data.jsonl:2: "turns" must be a list'),
+        ({**GOOD, "turns": [{"question": "?"}]}, 'data.jsonl:2: a turn needs "question"'),
+        ({**GOOD, "id": "1"}, "uses the id '1' twice"),
+    ],
+)
+def test_broken_data_is_named_by_its_line(line: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        from_jsonl(write(tmp_path, GOOD, line))
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_no_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No data file"):
+        from_jsonl(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="holds no dialogue"):
+        from_jsonl(write(tmp_path, ""))
+
+
+def test_the_fingerprint_sees_questions_answers_and_pictures() -> None:
+    image = Image.new("RGB", (4, 4))
+    base = Dialogue("a", (image,), (Turn("?", ("x",)),))
+    others = [
+        Dialogue("a", (image,), (Turn("?", ("y",)),)),
+        Dialogue("a", (Image.new("RGB", (4, 4), (1, 0, 0)),), (Turn("?", ("x",)),)),
+        Dialogue("b", (image,), (Turn("?", ("x",)),)),
+    ]
+    found = {fingerprint([each]) for each in [base, *others]}
+    assert len(found) == 4
+    assert fingerprint([base]) == fingerprint([base])
+
+
+def test_the_shipped_scenes_are_data() -> None:
+    found = from_reference(2)
+    assert [len(each.turns) for each in found] == [3, 3]
+    assert all(turn.kind for each in found for turn in each.turns)
+
+
+def test_majority_by_hand() -> None:
+    turns = [Turn("?", (a,), k) for a, k in [("x", "p"), ("x", "p"), ("y", "p"), ("z", "q")]]
+    # Two of three p-questions are x, the one q-question is z: three of four.
+    assert majority([Dialogue("a", (), tuple(turns))]) == 0.75
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_the_difference_by_hand() -> None:
+    right, base, asked = np.array([2.0, 1.0]), np.array([3.0, 0.0]), np.array([3.0, 3.0])
+    # Gains -1 and +1 of three questions each. Resampling two dialogues gives both the first
+    # (1/4: -2/6), one of each (1/2: 0) or both the second (1/4: +2/6).
+    value, low, high = difference(right, base, asked)
+    assert value == 0
+    assert (round(low, 4), round(high, 4)) == (-0.3333, 0.3333)
+    # A level that cuts off more than a quarter on either side leaves nothing but 0.
+    assert difference(right, base, asked, level=0.4) == (0, 0, 0)
+
+
+def test_no_difference_has_no_interval() -> None:
+    same = np.ones(5)
+    assert difference(same, same, same) == (0, 0, 0)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        asked = np.full(80, 3.0)
+        base = rng.binomial(3, 0.6, 80).astype(float)
+        right = rng.binomial(3, 0.5, 80).astype(float)
+        _, low, high = difference(right, base, asked, seed=trial, resamples=400)
+        covered += low <= -0.1 <= high
+    # Binomial(200, 0.95) lies in 178..199 with probability 0.999.
+    assert 178 <= covered <= 199
+
+
+# ---------------------------------------------------------------------- stored answers
+
+
+def test_stored_answers_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "answers.jsonl", {"model": "m"})
+    store.add("s", "1", answers=["x"])
+    store.close()
+    again = Store(store.path, {"model": "m"})
+    assert ("s", "1") in again
+    assert again["s", "1"]["answers"] == ["x"]
+    assert ("s", "2") not in again
+    again.close()
+
+
+def test_a_line_cut_in_two_is_forgotten(tmp_path: Path) -> None:
+    store = Store(tmp_path / "answers.jsonl", {"model": "m"})
+    store.add("s", "1", answers=["x"])
+    store.close()
+    with store.path.open("a") as file:
+        file.write('{"setting": "s", "dialo')
+    again = Store(store.path, {"model": "m"})
+    assert list(again.records) == [("s", "1")]
+    again.add("s", "2", answers=["y"])
+    again.close()
+    last = Store(store.path, {"model": "m"})
+    assert list(last.records) == [("s", "1"), ("s", "2")]
+    last.close()
+
+
+def test_answers_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
+    Store(tmp_path / "answers.jsonl", {"model": "m", "data": "d"}).close()
+    with pytest.raises(SavedFileError, match=r"model 'm' \(now 'other'\)") as error:
+        Store(tmp_path / "answers.jsonl", {"model": "other", "data": "d"})
+    assert "--fresh" in str(error.value)
+    assert "data" not in str(error.value).splitlines()[0].partition("made with")[2]
+
+
+# ---------------------------------------------------------------------- cost
+
+
+def test_flops_by_hand() -> None:
+    layer = torch.nn.Linear(3, 5, bias=False)
+    # 7 rows, 3 x 5 multiply-adds each, two operations a multiply-add.
+    assert cost.count_flops(lambda: layer(torch.zeros(7, 3))) == 7 * 3 * 5 * 2
+
+
+def test_attention_is_counted_on_the_cpu_too() -> None:
+    q, k = torch.zeros(1, 2, 6, 4), torch.zeros(1, 2, 9, 4)
+    call = torch.nn.functional.scaled_dot_product_attention
+    # 2 heads; scores 6 x 9 x 4 and values 6 x 9 x 4 multiply-adds.
+    assert cost.count_flops(lambda: call(q, k, k)) == 2 * 2 * (6 * 9 * 4) * 2
+
+
+def test_the_two_sides_are_timed_in_turns() -> None:
+    order: list[str] = []
+    found = alternate(lambda: order.append("a"), lambda: order.append("b"), "cpu", 4, warm_up=1)
+    assert "".join(order) == "ab" * 5
+    assert found.low <= found.median <= found.high
+
+
+@pytest.mark.parametrize(
+    ("a_row", "batch"),
+    [
+        ({1: 1.0, 2: 1.0, 4: 1.0}, 1),  # compute-bound from the start: stops after two doublings
+        ({1: 4.0, 2: 2.0, 4: 1.0, 8: 0.98, 16: 0.97}, 4),
+        ({1: 4.0, 2: 2.0, 4: 1.0}, 4),  # no more rows
+    ],
+)
+def test_the_batch_is_the_first_that_is_compute_bound(
+    a_row: dict[int, float], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"size": 0}
+
+    def inputs(size: int) -> dict[str, Any]:
+        clock["size"] = size
+        return {}
+
+    monkeypatch.setattr(cost, "prefill", lambda model, given: None)
+    monkeypatch.setattr(cost, "seconds", lambda call, device: a_row[clock["size"]] * clock["size"])
+    model = torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    assert cost.compute_bound_batch(model, inputs, max(a_row)) == batch

@@ -1,0 +1,145 @@
+"""The hint where to look, and the two steps that put patches on the decoder's scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foveate.reference import words
+from foveate.reference.alignment import align, patch_targets
+from foveate.reference.architecture import build_model
+from foveate.reference.captions import describe, listing, tally
+from foveate.reference.gaze import Gaze
+from foveate.reference.labels import MOST_OWNERS, PATCH_CLASSES, patch_labels
+from foveate.reference.language_stage import PREFIX_WORDS, language_loss, training_dialogues
+from foveate.reference.layout import Layout, Thing
+from foveate.reference.packing import pack, text_encoder
+from foveate.reference.questions import ask
+from foveate.reference.referring import attribute
+from foveate.reference.scenes import scene, scene_layout
+from foveate.reference.whitening import Whitening
+
+
+def test_gaze_is_the_attention_of_the_layer_itself() -> None:
+    """Against the probabilities that the layer returns, cut to the patches and renormalised."""
+    torch.manual_seed(0)
+    model = build_model(64, 2, 64, 2).eval()
+    model.set_attn_implementation("eager")
+    rng = np.random.default_rng(0)
+    dialogues = training_dialogues(scene_layout(0, "train"), rng, 3, 0.5)
+    packed = pack([dialogues], text_encoder())
+    owners = torch.randint(0, MOST_OWNERS, (1, 16))
+    returned: list[torch.Tensor] = []
+
+    def note(_: nn.Module, __: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        returned.append(output[1])
+
+    gaze = Gaze(model)
+    gaze.attention.register_forward_hook(note)
+    with torch.no_grad(), gaze.watching():
+        language_loss(model, torch.randn(1, 16, 64), packed)
+        prefix = PREFIX_WORDS + 16
+        loss, looked = gaze.loss(owners, packed.about, prefix)
+    heads = returned[0].shape[1] // 2
+    weights = returned[0][0, :heads, prefix:, PREFIX_WORDS:prefix]
+    weights = weights / weights.sum(-1, keepdim=True)
+    costs, shares = [], []
+    for token, about in enumerate(packed.about[0]):
+        meant = [owner for owner in about.nonzero().flatten().tolist() if (owners == owner).any()]
+        for head in range(heads if meant else 0):
+            each = [weights[head, token, owners[0] == owner].sum() for owner in meant]
+            costs.append(-sum(share.log() for share in each) / len(each))
+            shares.append(sum(each))
+    assert len(costs) > 10
+    assert loss.item() == pytest.approx(torch.stack(costs).mean().item(), rel=1e-4)
+    assert looked == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)
+
+
+def meant(layout: Layout, about: tuple[int, ...]) -> list[Thing]:
+    return [layout.things[owner - 1] for owner in about]
+
+
+@pytest.mark.parametrize("kind", ["colour", "shape", "size", "pattern"])
+def test_attribute_answers_are_read_from_the_object_that_has_them(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    for seed in range(30):
+        layout = scene_layout(seed, "validation")
+        question = ask(kind, layout, rng)
+        if question is None:
+            continue
+        (thing,) = meant(layout, question.about[0])
+        assert attribute(thing, kind) == question.answer
+
+
+def test_counted_and_existing_objects_are_all_meant() -> None:
+    rng = np.random.default_rng(3)
+    for seed in range(30):
+        layout = scene_layout(seed, "validation")
+        if count := ask("count", layout, rng):
+            assert words.NUMERALS[len(count.about[0])] == count.answer
+        if existence := ask("existence", layout, rng):
+            assert bool(existence.about[0]) == (existence.answer == "yes")
+
+
+def test_each_word_of_a_listing_is_read_from_its_own_object() -> None:
+    rng = np.random.default_rng(4)
+    for seed in range(10):
+        layout = scene_layout(seed, "validation")
+        listed, counted, told = listing(layout, rng), tally(layout, rng), describe(layout, rng)
+        for asked in (listed, counted):
+            said = asked.answer.split()
+            assert len(asked.about) == len(said)
+            for word, about in zip(said, asked.about, strict=True):
+                (thing,) = meant(layout, about)
+                assert word in (",", thing.colour, thing.shape)
+        if told:
+            (thing,) = meant(layout, told.about[0])
+            assert told.answer.startswith(f"{thing.size} {thing.pattern} {thing.colour}")
+
+
+def test_folded_whitening_takes_raw_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([100.0, 1.0, 0.5, 3.0])
+    raw = torch.randn(500, 4, generator=generator) * scale + 7
+    whitening = Whitening.of(raw)
+    linear = nn.Linear(4, 3)
+    with torch.no_grad():
+        expected = linear(whitening(raw))
+        whitening.fold(linear)
+        assert torch.allclose(linear(raw), expected, atol=1e-3)
+    # The largest direction was a hundred times the others; it has size one now.
+    assert whitening(raw)[:, 0].std() == pytest.approx(1, abs=0.05)
+    assert whitening(raw).mean(0).abs().max() < 1e-3
+
+
+def test_patch_targets_tell_apart_what_a_word_tells_apart() -> None:
+    drawn = scene(0, "validation")
+    labels, offsets = patch_labels([drawn.layout], torch.from_numpy(drawn.owners)[None], 16)
+    table = torch.randn(len(words.vocabulary()), 64, generator=torch.Generator().manual_seed(0))
+    before = patch_targets(table, labels, offsets, 16, 0.25)
+    thing = int((labels["colour"][0] >= 0).nonzero()[0])
+    colours = list(words.COLOURS)
+    old = int(labels["colour"][0, thing])
+    new = (old + 1) % len(colours)
+    labels["colour"][0, thing] = new
+    change = patch_targets(table, labels, offsets, 16, 0.25) - before
+    words_differ = table[words.vocabulary()[colours[new]]] - table[words.vocabulary()[colours[old]]]
+    assert torch.allclose(change[0, thing], words_differ, atol=1e-5)
+    assert change[0].abs().sum(-1).count_nonzero() == 1
+    assert set(labels) == set(PATCH_CLASSES)
+
+
+def test_alignment_teaches_the_projector_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = build_model(64, 2, 64, 2)
+    others = model.model.language_model.state_dict()
+    before = {name: value.clone() for name, value in others.items()}
+    features = torch.randn(2, 256, 64)
+    errors = align(model, [(features, features.roll(1, -1) * 0.5)])
+    assert errors[-1] < 0.3 * errors[0]
+    after = model.model.language_model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
