@@ -41,7 +41,8 @@ def outlier_share(score: Float[Tensor, " n"]) -> float:
     """Share of scores above Q3 + 1.5 (Q3 - Q1), quartiles by linear interpolation."""
     s = score.float()
     q1, q3 = torch.quantile(s, 0.25), torch.quantile(s, 0.75)
-    return float((s > q3 + 1.5 * (q3 - q1)).float().mean())
+    # A share in float32 would lose a token when it is turned into a count again.
+    return int((s > q3 + 1.5 * (q3 - q1)).sum()) / len(s)
 
 
 def equidistant(m: int, n: int) -> Int[Tensor, " m"]:

@@ -76,6 +76,10 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
     try:
         record = json.loads(file.read_text())
         version, name, fields = record["format"], record["method"], record["fields"]
+        wanted = record.get("model")
+        # What has another shape is no such file, whatever it says.
+        if not isinstance(name, str) or type(fields) is not dict or type(wanted or {}) is not dict:
+            raise TypeError("its parts are of other types")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SavedFileError(
             f"{file} is no saved compressor ({error}).\nSave it again with foveate.save."
@@ -85,7 +89,6 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
             f"{file} has format {version!r}; this version of foveate reads format {FORMAT}.\n"
             "Save it again, or install the foveate that wrote it."
         )
-    wanted = record.get("model")
     if model is not None and wanted is not None and wanted != (found := shape_of(model)):
         differing = ", ".join(
             f"{key} {wanted.get(key)!r} (here {found.get(key)!r})"

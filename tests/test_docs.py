@@ -89,8 +89,9 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    made = {"index.md", *(generate.filename(name) for name in catalog.names())}
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
-        if "://" not in target:
+        if "://" not in target and target.removeprefix("methods/") not in made:
             assert (path.parent / target).exists(), f"{target} does not exist"
 
 
@@ -141,7 +142,7 @@ def test_the_readmes_first_example_prints_what_the_readme_says() -> None:
     text = (ROOT / "README.md").read_text()
     (said,) = re.findall(r"```text\n(.*?)```", make_readme.part(text, "first result"), re.DOTALL)
     code = make_readme.example(text)
-    assert len(code.strip().splitlines()) <= 8
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
     printed = make_readme.run(code)
     assert untimed(printed) == untimed(said)
     assert printed.strip()

@@ -21,16 +21,16 @@ LAYERS = (
     "methods",
     "adapters",
     "catalog",
+    "card",
     "attach",
-    "projectors",
     "saving",
-    "chat",
-    "training",
-    "drawing",
     "reference",
+    "pictures",
+    "prompting",
+    "drawing",
     "evaluation",
-    "serving",
     "cli",
+    "__main__",
 )
 
 

@@ -34,6 +34,8 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("no picture")
     assert "no image that can be read" in refused(tmp_path / "words.png")
     assert "numbered from 0" in refused("scene:first")
+    (tmp_path / "none.ppm").write_bytes(b"P6 0 0 255\n")  # of no pixels at all
+    assert "no image that can be read" in refused(tmp_path / "none.ppm")
 
 
 def test_a_truncated_image(tmp_path: Path) -> None:

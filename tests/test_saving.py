@@ -67,6 +67,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         ("{", "is no saved compressor"),
         ("[]", "is no saved compressor"),
         ('{"method": "pool"}', "is no saved compressor"),
+        ('{"format": 1, "method": "pool", "fields": [1]}', "is no saved compressor"),
+        ('{"format": 1, "method": 3, "fields": {}}', "is no saved compressor"),
+        ('{"format": 1, "method": "pool", "fields": {}, "model": "x"}', "is no saved compressor"),
         ('{"format": 99, "method": "pool", "fields": {}}', "format 99"),
     ],
 )

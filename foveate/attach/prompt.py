@@ -56,14 +56,21 @@ class Prompt:
         """Every picture of this prompt with its slots, row by row.
 
         Raises:
-            AttachError: placeholders and encoded features do not match, as in chunked prefill.
+            AttachError: placeholders and encoded features do not match, as in chunked prefill,
+                or nothing was encoded at all.
         """
         placed: list[Placed] = []
         for modality, token in adapter.placeholder_ids.items():
             here = self.ids == token
             count = int(here.sum())
             known = [c for c in reversed(captures) if c.modality == modality]
-            if count and known:
+            if count and not known:
+                raise AttachError(
+                    f"The prompt has {count} {modality} placeholders, and no {modality} was "
+                    f"encoded while attached.\nPass the {modality}s with the prompt, or what "
+                    "foveate.attach.encode gave as encoded=."
+                )
+            if count:
                 placed += self._place(adapter, modality, here, count, known)
         return sorted(placed, key=lambda p: (p.row, int(p.slots[0])))
 

@@ -30,6 +30,10 @@ app.command("draw")(draw.draw)
 app.command("compare")(compare.compare)
 
 
+_INTERRUPTED = 130
+_GOES_ON = "a comparison goes on from here when it is started again."
+
+
 def _version(asked: bool) -> bool:
     if asked:
         import foveate
@@ -60,11 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FoveateError as error:
         _explain(type(error).__name__, str(error), "--json" in arguments)
         return 1
-    except KeyboardInterrupt:
-        _explain("Interrupted", "Interrupted; the same command goes on from here.", False)
-        return 130
-    except typer.Abort:
-        return 130
+    except (KeyboardInterrupt, typer.Abort):
+        _explain("Interrupted", _GOES_ON, False)
+        return _INTERRUPTED
     except Exception as error:
         # Usage errors of typer's parser know how to show themselves.
         show = getattr(error, "show", None)
@@ -72,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if status == _INTERRUPTED:  # typer has taken the Ctrl-C for itself
+        _explain("Interrupted", _GOES_ON, False)
     return status if isinstance(status, int) else 0
 
 

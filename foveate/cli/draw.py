@@ -17,7 +17,8 @@ def draw(
         list[str] | None, typer.Option("--method", "-m", help="name[@preset]; may be repeated.")
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", "-k", help='Tokens (64), or a share ("25%", 0.25).')
+        str | None,
+        typer.Option("--keep", "-k", help="Tokens (64) or a share (25%); not for presets."),
     ] = None,
     question: Annotated[
         str, typer.Option("--question", "-q", help="For methods that read it.")

@@ -95,9 +95,11 @@ def run(
         f"picture = load_image({image!r})",
         f"text = conversation(processor, [{question!r}])",
         "inputs = model_inputs(processor, model, [text], [[picture]])",
+        f"full = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
         f"with {attach_line(setting, positions)} as run:",
         f"    out = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
-        'print(new_words(processor, out, inputs["input_ids"].shape[1])[0])',
+        "for found in (full, out):",
+        '    print(new_words(processor, found, inputs["input_ids"].shape[1])[0])',
         "print(run)",
     ]
     if out is not None:

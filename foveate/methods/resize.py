@@ -49,7 +49,8 @@ class Resize(TowerMethod):
 
         def cost(h: int) -> float:
             w = -(-target // h)
-            return math.log(h * w) + abs(math.log(h * width / (w * height)))
+            # Rounded, so that equally good rasters tie whatever the last bit says.
+            return round(math.log(h * w) + abs(math.log(h * width / (w * height))), 9)
 
         fitting = [h for h in range(1, height + 1) if -(-target // h) <= width]
         h = min(fitting, key=cost)

@@ -39,7 +39,7 @@ import dataclasses
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from foveate import ops
@@ -83,80 +83,60 @@ class VisionZip(Compressor):
         c, keys = tokens.attention, tokens.keys  # (1)
         if c is None or keys is None:
             raise StageNotAvailable("VisionZip reads the vision tower's attention and keys.")
-        if keep is not None:
-            contextual = min(round(10 * keep / 64), keep - 1)
-            everything = torch.arange(tokens.n, device=c.device)
-            parts = [_zip(everything, c, keys, keep - contextual, contextual)]
-            return _rows(parts, tokens, with_cls=False)
-        tile = torch.zeros_like(c, dtype=torch.long) if tokens.tiles is None else tokens.tiles
-        dominant = self.dominant - self.cls
-        parts = []
+        n, device, cls = tokens.n, c.device, self.cls and keep is None
+        if keep is None:
+            d, k, tile = self.dominant - self.cls, self.contextual, tokens.tiles
+        else:
+            k = min(round(10 * keep / 64), keep - 1)
+            d, tile = keep - k, None
+        tile = torch.zeros(n, dtype=torch.long, device=device) if tile is None else tile
+        tops, targets, joined = [], [], torch.full((n,), -1, device=device)
         for number in tile.unique().tolist():
             here = (tile == number).nonzero().flatten()
-            if len(here) < dominant + self.contextual or dominant < 1:
+            if d < 1 or len(here) < d + k:
                 raise BudgetError(
                     f"VisionZip's {self.dominant}+{self.contextual} asks for more than the "
                     f"{len(here)} tokens of a tile.\nUse keep= or another preset."
                 )
-            parts.append(_zip(here, c, keys, dominant, self.contextual))
-        return _rows(parts, tokens, with_cls=self.cls)
+            top = ops.top(c[here], d)  # (2)
+            rest = here[ops.others(top, len(here))]
+            places = torch.arange(k, device=device) * (len(rest) // max(1, k))
+            centres, members = rest[places], rest[ops.others(places, len(rest))]  # (3)
+            if k and len(members):
+                joined[members] = centres[ops.cosine(keys[members], keys[centres]).argmax(1)]  # (4)
+            tops.append(here[top.sort().values])
+            targets.append(centres)
+        # Columns n, n + 1 .. are the CLS tokens of the tiles. The base view comes first.
+        sentinels = torch.arange(n, n + cls * len(tops), device=device)
+        mosaic = torch.cat([tops[0][:0], *tops[1:]]).sort().values
+        columns = torch.cat(
+            [sentinels[:1], tops[0], targets[0], mosaic, sentinels[1:], *targets[1:]]
+        )
+        return self._mapping(columns, joined, tokens, len(sentinels))
 
-
-_Part = tuple[Int[Tensor, " d"], Int[Tensor, " c"], Int[Tensor, " k"], Int[Tensor, " k"]]
-
-
-def _zip(
-    here: Int[Tensor, " p"],
-    c: Float[Tensor, " n"],
-    keys: Float[Tensor, "n h"],
-    dominant: int,
-    contextual: int,
-) -> _Part:
-    """Dominant slots, targets, and members with the target each joins, among slots `here`."""
-    top = ops.top(c[here], dominant)  # (2)
-    rest = here[ops.others(top, len(here))]
-    stride = max(1, len(rest) // max(1, contextual))
-    is_target = torch.zeros(len(rest), dtype=torch.bool, device=c.device)
-    is_target[torch.arange(contextual, device=c.device) * stride] = True  # (3)
-    targets, members = rest[is_target], rest[~is_target]
-    joined = members[:0]
-    if contextual and len(members):
-        joined = targets[ops.cosine(keys[members], keys[targets]).argmax(1)]  # (4)
-    else:
-        members = members[:0]
-    return here[top.sort().values], targets, members, joined
-
-
-def _rows(parts: list[_Part], tokens: VisualTokens, *, with_cls: bool) -> Mapping:
-    """P in the released order: base view (CLS, dominant, contextual), then all other tiles."""
-    n, device = tokens.n, tokens.features.device
-    anchors = torch.cat([torch.cat(part[:2]) for part in parts])
-    free = ops.others(anchors, n)  # slots that CLS rows may claim for attribution
-    if with_cls and (tokens.cls is None or len(free) < len(parts)):
-        raise StageNotAvailable("VisionZip's presets pass the CLS token, which this tower lacks.")
-    sentinel = torch.arange(n, n + len(parts), device=device)  # CLS of tile i is column n + i
-    order, later = [], []
-    for number, (dominant, targets, _, _) in enumerate(parts):
-        cls = sentinel[number : number + 1] if with_cls else sentinel[:0]
-        if number == 0:
-            order += [cls, dominant, targets]
-        else:
-            order.append(dominant)
-            later += [(1, cls), (2, targets)]
-    mosaic = torch.cat([order.pop() for _ in parts[1:]] + [anchors[:0]]).sort().values
-    order += [mosaic, *(x for _, x in sorted(later, key=lambda pair: pair[0]))]
-    first = torch.cat(order)  # (m,) the source that each row starts from
-    rows = torch.arange(len(first), device=device)
-    slot = torch.where(first < n, first, free[(first - n).clamp(min=0)] if with_cls else first)
-    row_of = torch.full((n,), -1, device=device)
-    row_of[slot] = rows
-    members, joined = (torch.cat([part[i] for part in parts]) for i in (2, 3))
-    count = torch.bincount(joined, minlength=n).clamp(min=1)
-    return Mapping.sparse(
-        torch.cat([rows, row_of[joined]]),
-        torch.cat([first, members]),
-        torch.cat([torch.ones(len(first), device=device), 1 / count[joined]]),  # (5)
-        n=n,
-        anchors=slot,
-        virtual=len(parts) if with_cls else 0,
-    )
+    @staticmethod
+    def _mapping(
+        columns: Int[Tensor, " m"], joined: Int[Tensor, " n"], tokens: VisualTokens, virtual: int
+    ) -> Mapping:
+        """P whose rows are sources `columns`, each plus the mean of what `joined` it (5)."""
+        n, device = len(joined), joined.device
+        # A CLS row lives on a slot that no other row needs, so that it has a place in pictures.
+        free = ops.others(columns[columns < n], n)
+        if virtual and (tokens.cls is None or len(free) < virtual):
+            raise StageNotAvailable("VisionZip's presets pass the CLS token; this tower has none.")
+        anchors = columns.clone()
+        anchors[columns >= n] = free[:virtual]
+        rows = torch.arange(len(columns), device=device)
+        row_of = torch.zeros(n, dtype=torch.long, device=device)
+        row_of[anchors] = rows
+        members = (joined >= 0).nonzero().flatten()
+        target = joined[members]
+        share = 1 / torch.bincount(target, minlength=n)[target]
+        return Mapping.sparse(
+            torch.cat([rows, row_of[target]]),
+            torch.cat([columns, members]),
+            torch.cat([torch.ones(len(columns), device=device), share]),
+            n=n,
+            anchors=anchors,
+            virtual=virtual,
+        )

@@ -233,7 +233,9 @@ class Trainer:
     def export(self) -> Path:
         """Write the model as a Hugging Face folder in bf16, with what produced it."""
         target = self.folder / "model"
-        shipped = self._build()
+        # When it is time to export depends on the clock, which the run's random numbers must not.
+        with torch.random.fork_rng():
+            shipped = self._build()
         shipped.load_state_dict(self.model.state_dict())
         if self.whitening:
             self.whitening.fold(shipped.model.multi_modal_projector.linear_1)

@@ -30,9 +30,9 @@ def test_gaze_is_the_attention_of_the_layer_itself() -> None:
     model = build_model(64, 2, 64, 2).eval()
     model.set_attn_implementation("eager")
     rng = np.random.default_rng(0)
-    dialogues = training_dialogues(scene_layout(0, "train"), rng, 3, 0.5)
+    dialogues = training_dialogues(scene_layout(0, "train"), rng, 6, 0.5)
     packed = pack([dialogues], text_encoder())
-    owners = torch.randint(0, MOST_OWNERS, (1, 16))
+    owners = torch.randint(0, MOST_OWNERS, (1, 64))
     returned: list[torch.Tensor] = []
 
     def note(_: nn.Module, __: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -41,8 +41,8 @@ def test_gaze_is_the_attention_of_the_layer_itself() -> None:
     gaze = Gaze(model)
     gaze.attention.register_forward_hook(note)
     with torch.no_grad(), gaze.watching():
-        language_loss(model, torch.randn(1, 16, 64), packed)
-        prefix = PREFIX_WORDS + 16
+        language_loss(model, torch.randn(1, 64, 64), packed)
+        prefix = PREFIX_WORDS + 64
         loss, looked = gaze.loss(owners, packed.about, prefix)
     heads = returned[0].shape[1] // 2
     weights = returned[0][0, :heads, prefix:, PREFIX_WORDS:prefix]
@@ -52,8 +52,8 @@ def test_gaze_is_the_attention_of_the_layer_itself() -> None:
         meant = [owner for owner in about.nonzero().flatten().tolist() if (owners == owner).any()]
         for head in range(heads if meant else 0):
             each = [weights[head, token, owners[0] == owner].sum() for owner in meant]
-            costs.append(-sum(share.log() for share in each) / len(each))
-            shares.append(sum(each))
+            costs.append(-torch.stack(each).log().mean())
+            shares.append(torch.stack(each).sum())
     assert len(costs) > 10
     assert loss.item() == pytest.approx(torch.stack(costs).mean().item(), rel=1e-4)
     assert looked == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)

@@ -45,25 +45,32 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(state["model"])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, its scenes in `scenes`."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, 3, TINY)
+    return folder
+
+
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 1)])
-def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: tuple[int, int]) -> None:
-    store = tmp_path / "scenes"
-    whole = train(tmp_path / "whole", 3, TINY, store)
-    train(tmp_path / "parts", 3, TINY, store, stop_at=stop_at)
-    half = weights(tmp_path / "parts")
-    train(tmp_path / "parts", 3, TINY, store)
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, whole: Path, stop_at: tuple[int, int]
+) -> None:
+    train(tmp_path, 3, TINY, whole / "scenes", stop_at=stop_at)
+    half = weights(tmp_path)
+    model = train(tmp_path, 3, TINY, whole / "scenes")
+    first, second = weights(whole), weights(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     # Control: it was really stopped half-way.
     assert any(not torch.equal(first[name], half[name]) for name in first)
-    assert (whole / "model.safetensors").exists()
-    assert (whole / "training.json").exists()
+    assert (model / "model.safetensors").exists()
+    assert (model / "training.json").exists()
 
 
-def test_killed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_equals_uninterrupted(tmp_path: Path, whole: Path) -> None:
     """A process that is killed between two steps, with a half-written checkpoint lying about."""
-    store = tmp_path / "scenes"
-    train(tmp_path / "whole", 3, TINY, store)
+    store, folder = whole / "scenes", tmp_path
     program = f"""
 import json, sys, time
 from foveate.reference.data import Scenes
@@ -84,8 +91,7 @@ class Slow(Trainer):
 recipe = json.loads({json.dumps(json.dumps(asdict(TINY)))})
 recipe = Recipe(**{{**recipe, "captions": tuple(recipe["captions"])}})
 scenes = Scenes(Store(Path({str(store)!r}), recipe.scenes))
-Path({str(tmp_path / "parts")!r}).mkdir()
-Slow(Path({str(tmp_path / "parts")!r}), 3, recipe, scenes, minutes=0).run()
+Slow(Path({str(folder)!r}), 3, recipe, scenes, minutes=0).run()
 """
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
@@ -93,21 +99,18 @@ Slow(Path({str(tmp_path / "parts")!r}), 3, recipe, scenes, minutes=0).run()
         assert process.stdout is not None
         assert any(line == "now\n" for line in process.stdout)
         process.kill()
-    (tmp_path / "parts/checkpoint.partial").write_bytes(b"half")
-    at = torch.load(tmp_path / "parts/checkpoint.pt", weights_only=True)["at"]
+    (folder / "checkpoint.partial").write_bytes(b"half")
+    at = torch.load(folder / "checkpoint.pt", weights_only=True)["at"]
     assert (at["stage"], at["step"]) == (2, 2)
-    train(tmp_path / "parts", 3, TINY, store)
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    train(folder, 3, TINY, store)
+    first, second = weights(whole), weights(folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_another_recipe_is_refused(tmp_path: Path) -> None:
-    store = tmp_path / "scenes"
-    train(tmp_path / "run", 3, TINY, store, stop_at=(1, 1))
+@pytest.mark.parametrize(("seed", "recipe"), [(3, replace(TINY, dialogues=3)), (4, TINY)])
+def test_another_run_is_refused(whole: Path, seed: int, recipe: Recipe) -> None:
     with pytest.raises(InputError, match="another seed or recipe"):
-        train(tmp_path / "run", 3, replace(TINY, dialogues=3), store)
-    with pytest.raises(InputError, match="another seed or recipe"):
-        train(tmp_path / "run", 4, TINY, store)
+        train(whole, seed, recipe)
 
 
 def test_interrupted_command_exits_with_130(

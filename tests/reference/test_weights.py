@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from foveate import reference
 from foveate.errors import UnknownName
 from foveate.reference.measure import hits, learned, messages
+from foveate.reference.table import insert, markdown
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_chat_template_round_trip(loaded: tuple[Any, Any]) -> None:
 def test_generate_says_what_measure_counts(loaded: tuple[Any, Any]) -> None:
     """The teacher-forced accuracy is that of greedy generation, question by question."""
     model, processor = loaded
-    for sample in reference.samples("test", 4):
+    for sample in reference.samples("test", 2):
         counted = hits(model, processor, [sample.turns], [sample.image])[0]
         for turn, (_, answer, _) in enumerate(sample.turns):
             asked = messages(sample.turns)[: 2 * turn + 1]
@@ -85,9 +87,9 @@ def test_generate_says_what_measure_counts(loaded: tuple[Any, Any]) -> None:
 
 
 def test_answers_are_well_above_guessing(loaded: tuple[Any, Any], record: dict[str, Any]) -> None:
-    """Sixty fresh dialogues: the kinds that count as learned are, and a wrong picture shows."""
+    """Forty fresh dialogues: the kinds that count as learned are, and a wrong picture shows."""
     kinds = record["evaluation"]["kinds"]
-    drawn = list(reference.samples("test", 60, start=5000))
+    drawn = list(reference.samples("test", 40, start=5000))
     turns, images = [sample.turns for sample in drawn], [sample.image for sample in drawn]
     rates = {}
     for name, shown in {"right": images, "wrong": [*images[1:], images[0]]}.items():
@@ -100,6 +102,15 @@ def test_answers_are_well_above_guessing(loaded: tuple[Any, Any], record: dict[s
     majority = weight / sum(row["questions"] for row in kinds.values() if learned(row))
     assert rates["right"] > majority + 0.2
     assert rates["right"] > rates["wrong"] + 0.2
+
+
+def test_page_shows_the_record(record: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference-model.md").read_text()
+    assert insert(page, markdown(record)) == page
+    # Control: another measurement would be another page.
+    changed = json.loads(json.dumps(record))
+    changed["evaluation"]["kinds"]["colour"]["accuracy"] = 0.1234
+    assert insert(page, markdown(changed)) != page
 
 
 def test_record_is_complete(record: dict[str, Any]) -> None:

@@ -1,0 +1,165 @@
+"""Shared tensor maths against plain loops, on whatever hypothesis comes up with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate import ops
+from foveate.compressor import Grid
+
+# Few different values, so that ties are common.
+COARSE = st.integers(-3, 3).map(float)
+scores = st.lists(COARSE | st.just(math.nan), min_size=1, max_size=12)
+quick = settings(max_examples=80, deadline=None)
+
+
+@quick
+@given(scores, st.data())
+def test_top(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, len(values)))
+    last = [math.isnan(value) for value in values]
+    order = sorted(range(len(values)), key=lambda i: (last[i], 0 if last[i] else -values[i], i))
+    found = ops.top(torch.tensor(values, dtype=torch.float32), k)
+    assert found.tolist() == order[:k]
+
+
+@quick
+@given(st.sets(st.integers(0, 9)), st.integers(10, 12))
+def test_others(index: set[int], n: int) -> None:
+    expected = [i for i in range(n) if i not in index]
+    assert ops.others(torch.tensor(sorted(index), dtype=torch.long), n).tolist() == expected
+
+
+@quick
+@given(st.integers(1, 40), st.data())
+def test_equidistant(n: int, data: st.DataObject) -> None:
+    m = data.draw(st.integers(0, n))
+    expected = [math.floor((i + 0.5) * n / m) for i in range(m)]
+    assert ops.equidistant(m, n).tolist() == expected
+    assert len(set(expected)) == m
+
+
+@quick
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.data())
+def test_share_out(sizes: list[int], data: st.DataObject) -> None:
+    total = data.draw(st.integers(0, sum(sizes)))
+    found = ops.share_out(total, sizes)
+    assert sum(found) == total
+    for given_here, size in zip(found, sizes, strict=True):
+        assert 0 <= given_here <= size
+        # Largest remainders: nobody is a whole item away from a fair share.
+        assert abs(given_here - total * size / sum(sizes)) < 1
+
+
+def test_share_out_by_hand() -> None:
+    # 5 over 2 : 3 : 3 of 8 is 1.25, 1.875, 1.875: rounded down 1 1 1, the remainders add 0 1 1.
+    assert ops.share_out(5, [2, 3, 3]) == [1, 2, 2]
+    assert ops.share_out(1, [3, 3]) == [1, 0]  # a tie goes to the earlier
+
+
+@quick
+@given(st.lists(COARSE, min_size=1, max_size=30))
+def test_outlier_share(values: list[float]) -> None:
+    ordered = sorted(values)
+
+    def quartile(q: float) -> float:
+        place = q * (len(ordered) - 1)
+        low, part = int(place), place - int(place)
+        high = ordered[min(low + 1, len(ordered) - 1)]
+        return ordered[low] + part * (high - ordered[low])
+
+    limit = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25))
+    count = sum(value > limit for value in values)
+    share = ops.outlier_share(torch.tensor(values))
+    assert share == count / len(values)
+    assert int(len(values) * share) == count
+
+
+def test_a_share_of_outliers_turns_back_into_their_count() -> None:
+    for count in range(1, 100):
+        score = torch.zeros(576)
+        score[:count] = 1
+        assert int(576 * ops.outlier_share(score)) == count
+
+
+@quick
+@given(st.lists(st.tuples(COARSE, COARSE), min_size=1, max_size=6))
+def test_cosine(values: list[tuple[float, float]]) -> None:
+    x = torch.tensor(values)
+    found = ops.cosine(x, x)
+    for i, a in enumerate(values):
+        for j, b in enumerate(values):
+            length = math.hypot(*a) * math.hypot(*b)
+            expected = (a[0] * b[0] + a[1] * b[1]) / length if length else 0.0
+            assert found[i, j].item() == pytest.approx(expected, abs=1e-6)
+
+
+@quick
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.data())
+def test_one_slot_per_cell(cells: list[int], data: st.DataObject) -> None:
+    m = data.draw(st.integers(1, len(cells)))
+    index, cover = ops.one_slot_per_cell(torch.tensor(cells), m)
+    kept = index.tolist()
+    assert kept == sorted(set(kept))
+    assert len(kept) == m
+    shown = {cells[slot] for slot in kept}
+    assert len(shown) == min(m, len(set(cells)))  # as many different ones as possible
+    for slot, row in enumerate(cover.tolist()):
+        if cells[slot] in shown:
+            assert cells[kept[row]] == cells[slot]
+        else:
+            assert row == -1
+    assert cover[index].tolist() == list(range(m))
+
+
+@quick
+@given(st.lists(st.tuples(COARSE, COARSE), min_size=2, max_size=12), st.data())
+def test_bipartite_matching(values: list[tuple[float, float]], data: st.DataObject) -> None:
+    n = len(values)
+    protected = data.draw(st.integers(0, 1))
+    r = data.draw(st.integers(0, (n - protected) // 2))
+    metric = torch.tensor(values)
+    found = ops.bipartite_matching(metric, r, protected).tolist()
+    like = ops.cosine(metric, metric)
+    even = [i for i in range(0, n, 2) if i >= protected]
+    odd = [i for i in range(1, n, 2) if i >= protected]
+    best = {a: max(odd, key=lambda b: (like[a, b].item(), -b)) for a in even} if odd else {}
+    gone = sorted(best, key=lambda a: (-like[a, best[a]].item(), a))[:r]
+    survivors = [i for i in range(n) if i not in gone]
+    expected = [survivors.index(best[i] if i in gone else i) for i in range(n)]
+    assert found == expected
+
+
+@quick
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=10), st.integers(0, 99))
+def test_merge_weighted(raw: list[int], seed: int) -> None:
+    names = sorted(set(raw))
+    owner = [names.index(each) for each in raw]
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(owner), 3, generator=generator)
+    size = torch.randint(1, 5, (len(owner),), generator=generator).float()
+    merged, total = ops.merge_weighted(x, torch.tensor(owner), size)
+    for row in range(len(names)):
+        mine = [i for i, each in enumerate(owner) if each == row]
+        expected = sum(x[i] * size[i] for i in mine) / sum(size[i] for i in mine)
+        torch.testing.assert_close(merged[row], expected)
+        assert total[row] == sum(size[i] for i in mine)
+        if len(mine) == 1:
+            assert merged[row].equal(x[mine[0]])
+
+
+@quick
+@given(st.integers(1, 7), st.integers(1, 7), st.data())
+def test_cells_are_rectangles_of_like_size(height: int, width: int, data: st.DataObject) -> None:
+    m = data.draw(st.integers(1, height * width))
+    cells = ops.cells_of(Grid(1, height, width), m).reshape(height, width)
+    assert sorted(set(cells.flatten().tolist())) == list(range(m))
+    for cell in range(m):
+        where = (cells == cell).nonzero()
+        spans = where.amax(0) - where.amin(0) + 1
+        assert int(spans.prod()) == len(where)  # no holes
