@@ -1,11 +1,12 @@
 """What foveate itself costs, beside the model it is attached to.
 
-    python -m benchmarks.overhead                       # CPU shapes, about two minutes
+    python -m benchmarks.overhead                       # a small shape on the CPU, three minutes
     python -m benchmarks.overhead --shape 7b --device cuda --dtype bfloat16
 
 Random weights, real classes: time does not depend on what the weights are. Every comparison
 alternates the two sides (A B A B ...) after a warm-up and reports the median of the ratios with
-their quartiles. On a GPU every timing waits for the device; peak memory is the allocator's.
+their quartiles. On a GPU every timing waits for the device. Peak memory is that of the
+tensors made during a prefill.
 
 Rows of the report:
 
@@ -23,7 +24,6 @@ import dataclasses
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -33,10 +33,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
 from foveate.compressor import Compressor, Stage, VisualTokens
+from foveate.evaluation.timing import Ratio, alternate, seconds
 from foveate.mapping import Mapping
 
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -44,6 +46,12 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "vision": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4},
         "text": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
+    },
+    # The widths of 7B with few layers, for machines that cannot hold it: shares of a prefill are
+    # larger than in the whole model, by about the ratio of depths.
+    "7b-shallow": {
+        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4},
+        "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 4},
     },
     "7b": {
         "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
@@ -74,19 +82,6 @@ class KeepAll(Compressor):
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         return Mapping.identity(tokens.n, tokens.features.device)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ratio:
-    """B's time over A's, alternated: median and quartiles; and A's median seconds."""
-
-    median: float
-    low: float
-    high: float
-    base_seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class HostReads(TorchDispatchMode):
@@ -147,37 +142,22 @@ def prompt(model: Any, batch: int) -> dict[str, Tensor]:
     }
 
 
-def seconds(call: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, the device's work included."""
+def peak(call: Callable[[], Any], device: str) -> int:
+    """Most bytes that tensors made during a call held at once."""
     if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def alternate(
-    a: Callable[[], Any], b: Callable[[], Any], device: str, repeats: int, warm_up: int = 2
-) -> Ratio:
-    """B over A, alternated."""
-    for _ in range(warm_up):
-        a()
-        b()
-    pairs = [(seconds(a, device), seconds(b, device)) for _ in range(repeats)]
-    ratios = sorted(y / x for x, y in pairs)
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return Ratio(statistics.median(ratios), low, high, statistics.median(x for x, _ in pairs))
-
-
-def peak(call: Callable[[], Any], device: str) -> int | None:
-    """Peak bytes that the allocator held during a call; None where nothing measures it."""
-    if device != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    now = most = 0
+    # The profiler's own record of every allocation, in the order of time.
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
 
 
 @torch.no_grad()
@@ -195,7 +175,7 @@ def step(model: Any, cache: Any, token: Tensor, seen: int) -> None:
 
 
 def measure(
-    model: Any, inputs: dict[str, Tensor], keep: int, device: str, repeats: int
+    model: Any, inputs: dict[str, Tensor], methods: list[str], keep: int, device: str, repeats: int
 ) -> Iterator[dict[str, Any]]:
     """One record for each row of the report."""
 
@@ -220,7 +200,7 @@ def measure(
         "all tables", "prefill", alternate(stock, tables, device, repeats),
         peak=peak(tables, device), stock_peak=base_peak,
     )  # fmt: skip
-    for name in METHODS:
+    for name in methods:
         call = attached(name, keep=keep)
         ratio = alternate(stock, call, device, repeats)
         with foveate.attach(model, name, keep=keep) as run:
@@ -262,7 +242,10 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     keep: Annotated[int, typer.Option(help="Visual tokens kept of 576.")] = 64,
     batch: Annotated[int, typer.Option(help="Prompts in a batch.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Pairs that are timed.")] = 7,
+    repeats: Annotated[int, typer.Option(help="Pairs that are timed.", min=2)] = 7,
+    method: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; all but TRIM if none.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the numbers as JSON.")] = None,
 ) -> None:
     """Measure what foveate costs on this machine."""
@@ -275,7 +258,7 @@ def main(
                    "peak / stock", "host reads / stock"):  # fmt: skip
         table.add_column(column)
     rows = []
-    for record in measure(model, inputs, keep, device, repeats):
+    for record in measure(model, inputs, method or METHODS, keep, device, repeats):
         rows.append(record)
         ratio = Ratio(*(record[k] for k in ("median", "low", "high", "base_seconds")))
         share, high = record.get("decision_share"), record.get("peak")

@@ -6,6 +6,7 @@ Run by mkdocs (plugin gen-files). `table()` is the same table that stands in the
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from foveate import catalog
@@ -58,6 +59,32 @@ def page(name: str) -> str:
     return "\n".join(parts)
 
 
+def overhead() -> str:
+    """The stored runs of `benchmarks/overhead.py` as tables."""
+    parts = []
+    for path in sorted(Path("benchmarks/results").glob("*.json")):
+        record = json.loads(path.read_text())
+        setting = ", ".join(f"{key} {value}" for key, value in record["setting"].items())
+        lines = [
+            f"### {path.stem}\n\n{setting}\n",
+            "| | time / stock | quartiles | decision / full prefill | peak / stock | host reads |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in record["rows"]:
+            share, most = row.get("decision_share"), row.get("peak")
+            cells = [
+                row["name"],
+                f"{row['median']:.3f}",
+                f"{row['low']:.3f} - {row['high']:.3f}",
+                "" if share is None else f"{100 * share:.2f} %",
+                "" if most is None else f"{most / row['stock_peak']:.3f}",
+                f"{row['host_reads']} / {row['stock_host_reads']}" if "host_reads" in row else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
 def write() -> None:
     """Every page, through mkdocs."""
     import mkdocs_gen_files
@@ -66,6 +93,9 @@ def write() -> None:
     first = Path("README.md").read_text().split("<!-- first result -->")[1].split("<!-- end")[0]
     text = Path("docs/index.md").read_text().replace("<!-- first result -->", first)
     with mkdocs_gen_files.open("index.md", "w") as file:
+        file.write(text)
+    text = Path("docs/overhead.md").read_text().replace("<!-- results -->", overhead())
+    with mkdocs_gen_files.open("overhead.md", "w") as file:
         file.write(text)
     with mkdocs_gen_files.open("methods/index.md", "w") as file:
         file.write("# Methods\n\n" + table("[{name}]({file})"))
