@@ -118,5 +118,5 @@ def compare(
         "from foveate.evaluation import report",
         f"report.write_html(found, {str(page)!r})",
     ]
-    shown: list[Any] = [report.table(found), f"report with plots and pictures: {page}"]
+    shown: list[Any] = [*report.tables(found), f"\nreport with plots and pictures: {page}"]
     finish({**found.to_dict(), "report": str(page)}, shown, python, as_json)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from foveate.evaluation.comparison import Accuracy, Comparison, Row
@@ -17,42 +18,48 @@ from foveate.evaluation.comparison import Accuracy, Comparison, Row
 Picture = tuple[str, Image.Image]  # caption, image
 
 
-def table(found: Comparison) -> Table:
-    """The table of the terminal."""
-    turns = len(found.full.turns)
-    out = Table(
-        title=f"{found.model} on {found.data}: {found.questions} questions "
-        f"in {found.dialogues} dialogues",
-        caption=_caption(found),
-        caption_justify="left",
+def tables(found: Comparison) -> tuple[Table, Table]:
+    """Accuracy and cost for the terminal; each fits into 80 columns."""
+    turns = _turn_names(len(found.full.turns))
+    accuracy = _table(
+        f"{found.model} on {found.data}: {found.questions} questions, {found.dialogues} dialogues",
+        ("method", "keep", *turns, "Avg", r"- full \[95 %]"),
     )
-    out.add_column("method", no_wrap=True)
-    for name in ("keep", "entering", "mean", *_turn_names(turns), "Avg", "- full [95 %]"):
-        out.add_column(name, justify="right", no_wrap=True)
-    for name in ("FLOPs", "KV", "prefill time"):
-        out.add_column(name, justify="right", no_wrap=True)
-    visual = f"{found.rows[0].visual:g}" if found.rows else ""
-    out.add_row("full model", "100%", visual, visual, *_cells(found.full), "", "1", "1", "1")
-    out.add_row("grey picture", "", "", "", *_cells(found.blind), "", "", "", "", style="dim")
-    out.add_row("wrong picture", "", "", "", *_cells(found.wrong), "", "", "", "", style="dim")
-    dashes = [""] * (turns + 3)
-    out.add_row("majority", *dashes, f"{found.majority:.3f}", "", "", "", "", style="dim")
-    out.add_section()
+    accuracy.add_row("full model", "100%", *_cells(found.full), "", style="bold")
+    for name, each in (("grey picture", found.blind), ("wrong picture", found.wrong)):
+        accuracy.add_row(name, "", *_cells(each), "", style="dim")
+    guess = f"{found.majority:.3f}"
+    accuracy.add_row("majority", "", *[""] * len(turns), guess, "", style="dim", end_section=True)
+    cost = _table(
+        "Cost of a prefill, as shares of the full model's",
+        ("method", "keep", "entering", "mean", "FLOPs", "KV", r"time \[quartiles]"),
+    )
+    cost.caption, cost.caption_justify = _caption(found), "left"
     for row in found.rows:
         name = row.method if row.draws == 1 else f"{row.method} x{row.draws}"
-        out.add_row(name, row.budget, *counts(row), *_cells(row.accuracy), delta(row), *costs(row))
+        accuracy.add_row(name, row.budget, *_cells(row.accuracy), delta(row))
+        cost.add_row(name, row.budget, *counts(row), *costs(row))
+    return accuracy, cost
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        out.add_column(name, justify="right" if number else "left", no_wrap=True)
     return out
 
 
 def _caption(found: Comparison) -> str:
+    visual = f"{found.rows[0].visual:g}" if found.rows else "?"
     lines = [
-        "entering: visual tokens of a picture that enter the LLM; mean: averaged over its layers.",
-        "FLOPs (counted), KV bytes and time of one prefill, tower included, over the full model's "
-        f"({found.flops / 1e9:.3g} GFLOPs, {found.kv_bytes / 1024:.4g} KiB, "
-        f"{1e3 * found.prefill_seconds:.3g} ms for {found.batch} prompts); quartiles in brackets.",
+        f"entering: visual tokens entering the LLM, of {visual} a picture; mean: over its layers.",
+        f"full model, tower included: {found.flops / 1e9:.3g} GFLOPs (counted) and "
+        f"{found.kv_bytes / 1024:.4g} KiB a prompt, {1e3 * found.prefill_seconds:.3g} ms "
+        f"for {found.batch} prompts.",
         ", ".join(f"{key} {value}" for key, value in found.setting.items()),
     ]
-    lines += [f"left out: {m} {b}: {reason.splitlines()[0]}" for m, b, reason in found.skipped]
+    reasons = {(m, reason.splitlines()[0]): None for m, _, reason in found.skipped}
+    lines += [f"left out: {method}: {reason}" for method, reason in reasons]
     return "\n".join(lines)
 
 
@@ -132,7 +139,7 @@ def plot(found: Comparison, cost: str) -> str:
 
     # A figure of its own: pyplot's global state and backend stay as the user has them.
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "foveate", "font.size": 10}):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
         lines: dict[str, list[Row]] = {}
         for row in found.rows:
@@ -145,7 +152,7 @@ def plot(found: Comparison, cost: str) -> str:
             low = [row.difference[0] - row.difference[1] for row in rows]
             high = [row.difference[2] - row.difference[0] for row in rows]
             # Points of one budget would hide each other's intervals.
-            nudge = 1 + 0.012 * (number - len(lines) / 2)
+            nudge = 1 + 0.012 * (number - len(lines) / 2) * (cost == "entering")
             axes.errorbar(
                 [value * nudge for value in x],
                 y,
@@ -167,11 +174,10 @@ def plot(found: Comparison, cost: str) -> str:
             axes.axhline(value, color="0.45", linewidth=0.9, linestyle=style)
             axes.annotate(
                 label,
-                (1.0, value),
+                (0.0, value),
                 xycoords=("axes fraction", "data"),
-                xytext=(-4, 3),
+                xytext=(4, 3),
                 textcoords="offset points",
-                ha="right",
                 color="0.35",
                 fontsize=8,
             )
@@ -179,11 +185,13 @@ def plot(found: Comparison, cost: str) -> str:
             "visual tokens entering the LLM" if cost == "entering" else "FLOPs / full model's"
         )
         if cost == "entering":
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_xscale("log")
+            ticks = sorted({row.entering for row in found.rows})
+            axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks], minor=False)
+            axes.set_xticks([], minor=True)
         axes.set_ylabel("accuracy (bars: 95 % of the difference to full)")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, ncols=2, loc="lower right", framealpha=0.9)
+        figure.legend(fontsize=8, loc="outside right upper", frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -198,13 +198,15 @@ def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_shows_every_row(found: Comparison) -> None:
-    console = Console(width=240, file=io.StringIO())
+def test_the_tables_show_every_row_in_eighty_columns(found: Comparison) -> None:
+    console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:
-        console.print(report.table(found))
+        console.print(*report.tables(found))
     text = capture.get()
     for row in found.rows:
         assert f"{row.accuracy.mean:.3f}" in text
+        assert report.delta(row) in text
+        assert report.costs(row)[2] in text
         assert row.method in text
     assert "grey picture" in text
     assert "wrong picture" in text

@@ -42,8 +42,8 @@ def test_sizes_weigh_and_add_up() -> None:
     [
         (16, 4, 3, (4, 4, 4)),  # 16 - 3 * 4
         (16, 5, 3, (4, 4, 3)),  # 11 = 4 + 4 + 3, the remainder first
-        (16, 2, 3, (8, 4, 2)),  # 5 + 5 + 4 would need 4 of the last 6; halving just reaches 2
-        (16, 1, 3, (8, 4, 2)),  # out of reach: 2 are left
+        (16, 2, 3, (5, 5, 3)),  # of the last 6 only 3 can merge: 3 are left, the call keeps 2
+        (1, 1, 2, (0, 0)),
         (16, 16, 3, (0, 0, 0)),
     ],
 )
