@@ -70,7 +70,8 @@ def compare(
         data_line = f"data = evaluation.from_reference({count or 100}, {split!r})"
     else:
         dialogues, data_name = evaluation.from_jsonl(data)[:count], data.name
-        data_line = f"data = evaluation.from_jsonl({str(data)!r})[:{count}]"
+        first = "" if count is None else f"[:{count}]"
+        data_line = f"data = evaluation.from_jsonl({str(data)!r}){first}"
     folder = out or Path("output") / "compare" / Path(model).name
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --out needs a folder.")
@@ -96,7 +97,9 @@ def compare(
     drawn = [g[0] for g in groups if (g[0].label, g[0].budget) not in left_out]
     pictures = report.kept_pictures(loaded, processor, dialogues, drawn, 2)
     page = report.write_html(found, folder / "report.html", pictures)
-    (folder / "comparison.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+    partial = folder / "comparison.json.partial"
+    partial.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+    partial.replace(folder / "comparison.json")
     python: list[str] = [
         *source.python,
         "from foveate import evaluation",

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import platform
-from collections import Counter
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import transformers
 from rich.progress import Progress
 
-import foveate
 from foveate.compressor import Reads, Stage
 from foveate.errors import BudgetError, InputError, StageNotAvailable
-from foveate.evaluation import cost, stats
+from foveate.evaluation import cost, fingerprints, summary
 from foveate.evaluation.answering import BLIND, FULL, WRONG, Batch, grey
-from foveate.evaluation.comparison import Accuracy, Comparison, Row
-from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.evaluation.comparison import Accuracy, Comparison
+from foveate.evaluation.data import Dialogue, fingerprint, others
 from foveate.evaluation.settings import Keep, Setting, expand
 from foveate.evaluation.store import Store
+from foveate.evaluation.timing import seconds
 
 ANSWERS = "answers.jsonl"
 
@@ -91,9 +87,10 @@ def compare(
     if fresh:
         path.unlink(missing_ok=True)
     facts = {
-        "foveate": foveate.__version__,
+        "foveate": fingerprints.code(),
         "transformers": transformers.__version__,
-        "model": weights_fingerprint(model),
+        "model": fingerprints.model(model),
+        "processor": fingerprints.processor(processor),
         "data": fingerprint(data),
         "max_new_tokens": max_new_tokens,
     }
@@ -125,6 +122,7 @@ class _Answering:
         self.model, self.processor, self.data, self.groups = model, processor, data, groups
         self.store, self.batch_size, self.max_new_tokens = store, batch_size, max_new_tokens
         self.progress = progress
+        self.others = others(data)
         methods = [group.first.make() for group in groups]
         self.reads: frozenset[Reads] = frozenset().union(
             *(m.reads for m in methods if m.stage not in (Stage.IMAGE, Stage.ENCODER))
@@ -132,7 +130,7 @@ class _Answering:
 
     def run(self) -> None:
         """Ask what is not stored yet."""
-        runs = 3 + sum(len(group.settings) for group in self.groups)
+        runs = (3 if self.others else 2) + sum(len(group.settings) for group in self.groups)
         task = None
         if self.progress is not None:
             task = self.progress.add_task("answering", total=runs * len(self.data))
@@ -144,8 +142,8 @@ class _Answering:
 
     def batch(self, start: int, stop: int, condition: str = FULL) -> Batch:
         """These dialogues, with their own, no, or each other's pictures."""
-        shift = 1 if condition == WRONG else 0
-        sources = [self.data[(i + shift) % len(self.data)] for i in range(start, stop)]
+        chosen = self.others if condition == WRONG else range(len(self.data))
+        sources = [self.data[i] for i in chosen[start:stop]]
         pictures = [each.load() for each in sources]
         if condition == BLIND:
             pictures = [grey(each) for each in pictures]
@@ -176,7 +174,8 @@ class _Answering:
                 if (key, name) not in self.store:
                     self.store.add(key, name, **record)
 
-        for condition in (BLIND, WRONG):
+        # Where all dialogues are about one picture, there is no wrong one.
+        for condition in (BLIND, WRONG) if self.others else (BLIND,):
             if missing(condition):
                 keep(condition, self.batch(start, stop, condition).converse(None))
             yield condition
@@ -193,16 +192,6 @@ class _Answering:
                         raise
                     group.reason = str(error)
             yield FULL if setting is None else f"{setting.label} {setting.budget}"
-
-
-def weights_fingerprint(model: Any) -> str:
-    """A hash of the configuration and a few numbers of every parameter."""
-    found = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    for name, parameter in model.named_parameters():
-        few = parameter.detach().flatten()[:16].float().cpu().numpy()
-        found.update(name.encode())
-        found.update(few.tobytes())
-    return found.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------- cost
@@ -234,117 +223,43 @@ def _costs(answering: _Answering, repeats: int) -> tuple[int, cost.Cost, float, 
                 task, description=f"timing {setting.label} {setting.budget}", advance=1
             )
     base = [each.time.base_seconds for each in found if each.time is not None]
-    return rows, full, float(np.median(base)) if base else float("nan"), found
+    # With every method left out, nothing has been timed beside the full model.
+    base = base or [
+        seconds(lambda: cost.prefill(model, given), model.device.type) for _ in range(repeats)
+    ]
+    return rows, full, statistics.median(base), found
 
 
 # ---------------------------------------------------------------------- summary
 
 
 def _summary(answering: _Answering, costs: Any, model_name: str, data_name: str) -> Comparison:
-    rows, full_cost, seconds, found = costs
-    data, store, model = answering.data, answering.store, answering.model
-    full = _rights(store, data, [FULL])
-    asked = np.array([len(each.turns) for each in data], float)
-    table, costs_left = [], iter(found)
-    for group in answering.groups:
-        if group.reason:
-            continue
-        keys = [setting.key for setting in group.settings]
-        rights = _rights(store, data, keys)
-        each = next(costs_left)
-        assert each.time is not None
-        counted = [store[key, d.name] for key in keys for d in data]
-        images = sum(d_images(d) * len(d.turns) for d in data) * len(keys)
-        per = {
-            name: sum(r[name] for r in counted) / images for name in ("n", "entering", "average")
-        }
-        table.append(
-            Row(
-                method=group.first.label,
-                budget=group.first.budget,
-                draws=len(keys),
-                accuracy=_accuracy(data, rights),
-                difference=stats.difference(_totals(rights), _totals(full), asked),
-                visual=per["n"],
-                entering=per["entering"],
-                average=per["average"],
-                flops=each.flops,
-                flops_share=each.flops / full_cost.flops,
-                kv_bytes=each.kv_bytes or full_cost.kv_bytes,
-                kv_share=(each.kv_bytes or full_cost.kv_bytes) / full_cost.kv_bytes,
-                time=each.time,
-            )
-        )
-    skipped = tuple((g.first.label, g.first.budget, g.reason) for g in answering.groups if g.reason)
-    device = model.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    batch, full, seconds, found = costs
+    data, store = answering.data, answering.store
+
+    def of(condition: str) -> Accuracy:
+        return summary.accuracy(data, summary.rights(store, data, [condition]))
+
+    able = [group for group in answering.groups if not group.reason]
     return Comparison(
         model=model_name,
         data=data_name,
         dialogues=len(data),
-        questions=int(asked.sum()),
-        full=_accuracy(data, full),
-        blind=_accuracy(data, _rights(store, data, [BLIND])),
-        wrong=_accuracy(data, _rights(store, data, [WRONG])),
-        majority=majority(data),
-        flops=full_cost.flops,
-        kv_bytes=full_cost.kv_bytes,
+        questions=sum(len(each.turns) for each in data),
+        full=of(FULL),
+        blind=of(BLIND),
+        wrong=of(WRONG) if answering.others else None,
+        majority=summary.majority(data),
+        flops=full.flops,
+        kv_bytes=full.kv_bytes,
         prefill_seconds=seconds,
-        batch=rows,
-        rows=tuple(table),
-        skipped=skipped,
-        setting={
-            "device": f"{device.type} ({where})",
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "foveate": foveate.__version__,
-        },
-    )
-
-
-def d_images(dialogue: Dialogue) -> int:
-    """Pictures that a mapping is made for: a video is one."""
-    return 1 if dialogue.is_video else len(dialogue.pictures)
-
-
-def _rights(store: Store, data: Sequence[Dialogue], keys: Sequence[str]) -> list[list[float]]:
-    """For each dialogue and turn, the share of the draws that answered right."""
-    return [
-        [
-            float(np.mean([turn.right(store[key, each.name]["answers"][i]) for key in keys]))
-            for i, turn in enumerate(each.turns)
-        ]
-        for each in data
-    ]
-
-
-def _totals(rights: list[list[float]]) -> np.ndarray:
-    return np.array([sum(each) for each in rights], float)
-
-
-def _accuracy(data: Sequence[Dialogue], rights: list[list[float]]) -> Accuracy:
-    longest = max(len(each) for each in rights)
-    kinds: dict[str, list[float]] = {}
-    for dialogue, each in zip(data, rights, strict=True):
-        for turn, right in zip(dialogue.turns, each, strict=True):
-            if turn.kind:
-                kinds.setdefault(turn.kind, []).append(right)
-    return Accuracy(
-        turns=tuple(
-            float(np.mean([each[i] for each in rights if len(each) > i])) for i in range(longest)
+        batch=batch,
+        rows=tuple(
+            summary.row(store, data, group.settings, each, full)
+            for group, each in zip(able, found, strict=True)
         ),
-        mean=float(np.concatenate(rights).mean()),
-        kinds={kind: float(np.mean(each)) for kind, each in sorted(kinds.items())},
+        skipped=tuple(
+            (g.first.label, g.first.budget, g.reason) for g in answering.groups if g.reason
+        ),
+        setting=summary.setting_of(answering.model),
     )
-
-
-def majority(data: Sequence[Dialogue]) -> float:
-    """Share of right answers of who knows each kind's most frequent answer, and nothing else."""
-    answers: dict[str, Counter[str]] = {}
-    for turn in (turn for each in data for turn in each.turns):
-        answers.setdefault(turn.kind, Counter()).update(set(turn.answers))
-    asked = sum(len(each.turns) for each in data)
-    return sum(each.most_common(1)[0][1] for each in answers.values()) / asked

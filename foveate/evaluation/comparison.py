@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from foveate.evaluation.stats import Interval
 from foveate.evaluation.timing import Ratio
 
 
@@ -32,6 +33,7 @@ class Row:
         draws: seeds that are averaged.
         accuracy: of the dialogues.
         difference: (Avg minus the full model's, low, high), 95 % by the paired bootstrap.
+        turn_differences, kind_differences: the same of each turn, and of each kind of question.
         visual: visual tokens of an image (or a video) before compression.
         entering: those that enter the LLM.
         average: those averaged over executed decoder layers.
@@ -43,7 +45,9 @@ class Row:
     budget: str
     draws: int
     accuracy: Accuracy
-    difference: tuple[float, float, float]
+    difference: Interval
+    turn_differences: tuple[Interval, ...]
+    kind_differences: dict[str, Interval]
     visual: float
     entering: float
     average: float
@@ -61,7 +65,8 @@ class Comparison:
     Attributes:
         model, data: what was compared on.
         dialogues, questions: how many.
-        full, blind, wrong: accuracy of the full model, with grey pictures, with others' pictures.
+        full, blind, wrong: accuracy of the full model, with grey pictures, with others' pictures
+            (None where all dialogues are about one picture).
         majority: of always giving each kind's (or all data's) most frequent answer.
         flops, kv_bytes, prefill_seconds, batch: of the full model's timed prefill, a prompt.
         rows: in the order they were asked for.
@@ -75,7 +80,7 @@ class Comparison:
     questions: int
     full: Accuracy
     blind: Accuracy
-    wrong: Accuracy
+    wrong: Accuracy | None
     majority: float
     flops: int
     kv_bytes: int

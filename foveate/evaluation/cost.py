@@ -68,7 +68,12 @@ def compute_bound_batch(model: Any, inputs: Callable[[int], dict[str, Any]], mos
     batch = 1
     while batch <= min(most, LARGEST):
         call = functools.partial(prefill, model, inputs(batch))
-        call()
+        try:
+            call()
+        except torch.OutOfMemoryError:
+            if not a_row:
+                raise
+            break
         a_row[batch] = min(seconds(call, model.device.type) for _ in range(3)) / batch
         # Two doublings in a row that hardly helped: one may be noise.
         if len(a_row) > 2 and a_row[batch] > _ENOUGH * a_row[batch // 4]:

@@ -154,9 +154,24 @@ def fingerprint(dialogues: Sequence[Dialogue]) -> str:
     for each in dialogues:
         found.update(f"{each.name} {each.turns} {each.is_video}".encode())
         for one in each.pictures:
-            if isinstance(one, Image.Image):
-                found.update(one.tobytes())
-            else:
-                state = one.stat()
-                found.update(f"{one.name} {state.st_size} {state.st_mtime_ns}".encode())
+            found.update(_identity(one))
     return found.hexdigest()[:16]
+
+
+def _identity(picture: Path | Image.Image) -> bytes:
+    if isinstance(picture, Image.Image):
+        return f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+    state = picture.stat()
+    return f"{picture.name} {state.st_size} {state.st_mtime_ns}".encode()
+
+
+def others(dialogues: Sequence[Dialogue]) -> list[int]:
+    """For each dialogue the next one that is about other pictures; empty if there is none."""
+    shown = [hashlib.sha256(b"".join(map(_identity, each.pictures))).digest() for each in dialogues]
+    if len(set(shown)) < 2:
+        return []
+    found = []
+    for i, own in enumerate(shown):
+        turned = range(i + 1, i + len(shown))
+        found.append(next(j % len(shown) for j in turned if shown[j % len(shown)] != own))
+    return found

@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from foveate.evaluation.comparison import Accuracy, Comparison, Row
+from foveate.evaluation.stats import Interval
 
 Picture = tuple[str, Image.Image]  # caption, image
 
@@ -26,7 +27,7 @@ def tables(found: Comparison) -> tuple[Table, Table]:
         ("method", "keep", *turns, "Avg", r"- full \[95 %]"),
     )
     accuracy.add_row("full model", "100%", *_cells(found.full), "", style="bold")
-    for name, each in (("grey picture", found.blind), ("wrong picture", found.wrong)):
+    for name, each in baselines(found):
         accuracy.add_row(name, "", *_cells(each), "", style="dim")
     guess = f"{found.majority:.3f}"
     accuracy.add_row("majority", "", *[""] * len(turns), guess, "", style="dim", end_section=True)
@@ -72,6 +73,23 @@ def _cells(accuracy: Accuracy) -> list[str]:
     return [f"{value:.3f}" for value in (*turns, accuracy.mean)]
 
 
+def baselines(found: Comparison) -> list[tuple[str, Accuracy]]:
+    """The full model without the picture it was asked about."""
+    wrong = [("wrong picture", found.wrong)] if found.wrong is not None else []
+    return [("grey picture", found.blind), *wrong]
+
+
+def turn_deltas(row: Row) -> list[str]:
+    """The difference to the full model in each turn, where there are several."""
+    shown = row.turn_differences if len(row.turn_differences) > 1 else ()
+    return [_interval(each) for each in shown]
+
+
+def _interval(difference: Interval) -> str:
+    value, low, high = difference
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def counts(row: Row) -> tuple[str, str]:
     """Tokens entering the LLM, and averaged over its layers."""
     return f"{row.entering:.4g}", f"{row.average:.4g}"
@@ -79,8 +97,7 @@ def counts(row: Row) -> tuple[str, str]:
 
 def delta(row: Row) -> str:
     """The difference to the full model with its interval."""
-    value, low, high = row.difference
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return _interval(row.difference)
 
 
 def costs(row: Row) -> tuple[str, str, str]:
@@ -113,12 +130,17 @@ def write_html(found: Comparison, path: str | Path, pictures: Sequence[Picture] 
         cells=_cells,
         counts=counts,
         delta=delta,
+        turn_deltas=turn_deltas,
+        interval=_interval,
+        baselines=baselines(found),
         costs=costs,
         kinds=sorted(found.full.kinds),
         plots=[
             ("against tokens that enter the LLM", plot(found, "entering")),
             ("against FLOPs of a prefill", plot(found, "flops_share")),
-        ],
+        ]
+        if found.rows
+        else [],
         pictures=[(caption, _uri(image, "PNG")) for caption, image in pictures],
     )
     target, partial = Path(path), Path(f"{path}.partial")
@@ -168,7 +190,7 @@ def plot(found: Comparison, cost: str) -> str:
             )
         for label, value, style in (
             ("full model", found.full.mean, "-"),
-            ("wrong picture", found.wrong.mean, ":"),
+            *((name, each.mean, ":") for name, each in baselines(found) if each is found.wrong),
             ("majority", found.majority, "-."),
         ):
             axes.axhline(value, color="0.45", linewidth=0.9, linestyle=style)

@@ -6,24 +6,24 @@ import numpy as np
 from jaxtyping import Float
 
 Array = np.ndarray
+Interval = tuple[float, float, float]  # difference, low, high
 RESAMPLES = 10_000
 
 
 def difference(
-    right: Float[Array, " d"],
-    base: Float[Array, " d"],
+    gain: Float[Array, " d"],
     asked: Float[Array, " d"],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = 0.95,
-) -> tuple[float, float, float]:
+) -> Interval:
     """Accuracy of one setting minus that of another on the same dialogues.
 
     Args:
-        right: right answers of each dialogue (a mean over draws need not be whole).
-        base: those of what it is compared with.
-        asked: questions of each dialogue.
+        gain: right answers of each dialogue, fewer those of what it is compared with (a mean over
+            draws need not be whole).
+        asked: questions of each dialogue, at least one.
         seed: of the resampling.
         resamples: bootstrap samples.
         level: of the interval.
@@ -32,8 +32,10 @@ def difference(
         (difference, low, high): the percentile interval. Dialogues are resampled, not questions:
         the turns of one dialogue share a picture.
     """
-    gain = right - base
     count = len(gain)
+    value = float(gain.sum() / asked.sum())
+    if not gain.any():
+        return value, value, value
     rng = np.random.default_rng(seed)
     found = np.empty(resamples)
     step = max(1, 2_000_000 // count)  # bounds the memory of a block
@@ -41,4 +43,4 @@ def difference(
         chosen = rng.integers(count, size=(min(step, resamples - start), count))
         found[start : start + step] = gain[chosen].sum(1) / asked[chosen].sum(1)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(gain.sum() / asked.sum()), float(low), float(high)
+    return value, float(low), float(high)

@@ -39,7 +39,10 @@ class Store:
             except json.JSONDecodeError:
                 break
         if not lines:
-            return []
+            raise SavedFileError(
+                f"{self.path} is no file of stored answers.\n"
+                "Choose another folder, or start over with --fresh."
+            )
         if lines[0] != self.facts:
             differing = [
                 f"{key} {lines[0].get(key)!r} (now {self.facts.get(key)!r})"

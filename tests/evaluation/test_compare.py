@@ -18,9 +18,20 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveate.compressor import Reads
 from foveate.errors import InputError, SavedFileError
-from foveate.evaluation import Comparison, Dialogue, Turn, compare, from_reference, report
+from foveate.evaluation import (
+    Comparison,
+    Dialogue,
+    Turn,
+    compare,
+    from_reference,
+    report,
+    summary,
+)
 from foveate.evaluation.answering import Batch
+from foveate.evaluation.cost import Cost
 from foveate.evaluation.settings import Setting
+from foveate.evaluation.store import Store
+from foveate.evaluation.timing import Ratio
 from tests.families import checkpoints
 
 METHODS = ["random", "divprune", "tome"]
@@ -185,6 +196,42 @@ def test_what_a_model_cannot_do_is_told(loaded: tuple[Any, Any], tmp_path: Path)
     assert [(m, b) for m, b, _ in out.skipped] == [("trim", "4"), ("trim", "26"), ("pool", "26")]
     assert "CLIP" in out.skipped[0][2]
     assert "n=25" in out.skipped[2][2]
+
+
+def test_a_comparison_of_which_nothing_is_left(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    """One picture, so none is wrong; one method, which cannot be served."""
+    out = run(loaded, tmp_path, data=from_reference(1), methods=["trim"])
+    assert out.wrong is None
+    assert not out.rows
+    json.dumps(out.to_dict(), allow_nan=False)
+    console = Console(width=80, file=io.StringIO())
+    console.print(*report.tables(out))
+    assert "wrong picture" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "wrong picture" not in report.write_html(out, tmp_path / "report.html").read_text()
+
+
+def test_every_turn_and_kind_is_set_against_the_full_model(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Stored answers by hand: right and wrong where the sums are known."""
+    images = [Image.new("RGB", (20, 20), (shade, 0, 0)) for shade in (0, 99)]
+    turns = (Turn("?", ("x",), "p"), Turn("?", ("x",), "q"))
+    data = [Dialogue("a", (images[0],), turns), Dialogue("b", (images[1],), turns[:1])]
+    store = Store(tmp_path / "answers.jsonl", {})
+    setting = Setting("pool", 4)
+    counted = {"n": 25, "entering": 4, "average": 4.0}
+    for key, answers in {"full": (["x", "x"], ["x"]), setting.key: (["x", "y"], ["y"])}.items():
+        for each, said in zip(data, answers, strict=True):
+            store.add(key, each.name, answers=said, **counted)
+    store.close()
+    price = Cost(1, 1, Ratio(1.0, 1.0, 1.0, 1.0))
+    made = summary.row(store, data, [setting], price, price)
+    assert made.accuracy.turns == (0.5, 0.0)
+    assert made.difference[0] == pytest.approx(-2 / 3)
+    # Turn 1: the second of two dialogues is lost; both, one or none of them is drawn.
+    assert made.turn_differences[0] == (-0.5, -1, 0)
+    assert made.turn_differences[1] == (-1, -1, -1)  # asked in one dialogue alone
+    assert made.kind_differences == {"p": (-0.5, -1, 0), "q": (-1, -1, -1)}
 
 
 def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path) -> None:

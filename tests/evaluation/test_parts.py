@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+import foveate
 from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
-from foveate.evaluation import cost, from_jsonl, from_reference
-from foveate.evaluation.compare import majority
-from foveate.evaluation.data import Dialogue, Turn, fingerprint, normalised
+from foveate.evaluation import cost, fingerprints, from_jsonl, from_reference
+from foveate.evaluation.data import Dialogue, Turn, fingerprint, normalised, others
 from foveate.evaluation.settings import Setting, expand, parse_keep, parse_method
 from foveate.evaluation.stats import difference
 from foveate.evaluation.store import Store
+from foveate.evaluation.summary import majority
 from foveate.evaluation.timing import alternate
+from tests.families import checkpoints
 
 # ---------------------------------------------------------------------- settings
 
@@ -140,6 +144,15 @@ def test_the_fingerprint_sees_questions_answers_and_pictures() -> None:
     assert fingerprint([base]) == fingerprint([base])
 
 
+def test_a_wrong_picture_is_never_the_right_one() -> None:
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ((9, 0, 0), (0, 0, 9)))
+    data = [Dialogue(str(i), (one,), ()) for i, one in enumerate([red, red, blue, red])]
+    assert others(data) == [2, 2, 3, 2]
+    assert others(data[:2]) == []
+    # The same bytes in another shape are another picture.
+    assert others([data[0], Dialogue("w", (red.resize((8, 2)),), ())]) == [1, 0]
+
+
 def test_the_shipped_scenes_are_data() -> None:
     found = from_reference(2)
     assert [len(each.turns) for each in found] == [3, 3]
@@ -156,19 +169,18 @@ def test_majority_by_hand() -> None:
 
 
 def test_the_difference_by_hand() -> None:
-    right, base, asked = np.array([2.0, 1.0]), np.array([3.0, 0.0]), np.array([3.0, 3.0])
+    gain, asked = np.array([2.0, 1.0]) - np.array([3.0, 0.0]), np.array([3.0, 3.0])
     # Gains -1 and +1 of three questions each. Resampling two dialogues gives both the first
     # (1/4: -2/6), one of each (1/2: 0) or both the second (1/4: +2/6).
-    value, low, high = difference(right, base, asked)
+    value, low, high = difference(gain, asked)
     assert value == 0
     assert (round(low, 4), round(high, 4)) == (-0.3333, 0.3333)
     # A level that cuts off more than a quarter on either side leaves nothing but 0.
-    assert difference(right, base, asked, level=0.4) == (0, 0, 0)
+    assert difference(gain, asked, level=0.4) == (0, 0, 0)
 
 
 def test_no_difference_has_no_interval() -> None:
-    same = np.ones(5)
-    assert difference(same, same, same) == (0, 0, 0)
+    assert difference(np.zeros(5), np.ones(5)) == (0, 0, 0)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -178,7 +190,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         asked = np.full(80, 3.0)
         base = rng.binomial(3, 0.6, 80).astype(float)
         right = rng.binomial(3, 0.5, 80).astype(float)
-        _, low, high = difference(right, base, asked, seed=trial, resamples=400)
+        _, low, high = difference(right - base, asked, seed=trial, resamples=400)
         covered += low <= -0.1 <= high
     # Binomial(200, 0.95) lies in 178..199 with probability 0.999.
     assert 178 <= covered <= 199
@@ -213,12 +225,68 @@ def test_a_line_cut_in_two_is_forgotten(tmp_path: Path) -> None:
     last.close()
 
 
+def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text("notes of mine\n")
+    with pytest.raises(SavedFileError, match="no file of stored answers"):
+        Store(tmp_path / "answers.jsonl", {"model": "m"})
+    assert (tmp_path / "answers.jsonl").read_text() == "notes of mine\n"
+
+
 def test_answers_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
     Store(tmp_path / "answers.jsonl", {"model": "m", "data": "d"}).close()
     with pytest.raises(SavedFileError, match=r"model 'm' \(now 'other'\)") as error:
         Store(tmp_path / "answers.jsonl", {"model": "other", "data": "d"})
     assert "--fresh" in str(error.value)
     assert "data" not in str(error.value).splitlines()[0].partition("made with")[2]
+
+
+# ---------------------------------------------------------------------- fingerprints
+
+
+class _Model(torch.nn.Linear):
+    def __init__(self, backend: str = "sdpa", dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(40, 40, dtype=dtype)
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+        self.config = transformers.CLIPVisionConfig(attn_implementation=backend)
+
+
+def test_the_models_fingerprint_sees_every_weight_its_type_and_the_attention() -> None:
+    changed = _Model()
+    changed.weight.data[-1, -1] = 1e-8
+    models = [_Model(), changed, _Model("eager"), _Model(dtype=torch.bfloat16)]
+    assert len({fingerprints.model(each) for each in models}) == 4
+    assert fingerprints.model(_Model()) == fingerprints.model(_Model())
+    assert fingerprints.model(_Model().to("meta"))  # weights kept elsewhere are not read
+
+
+def test_the_processors_fingerprint_sees_template_and_pictures() -> None:
+    def made(template: str | None = None, side: int | None = None) -> str:
+        processor = checkpoints.PROCESSORS["llava"]()
+        processor.chat_template = template or processor.chat_template
+        if side is not None:
+            processor.image_processor.size = {"shortest_edge": side}
+        return fingerprints.processor(processor)
+
+    assert made() == made()
+    assert len({made(), made(template="{{ 1 }}"), made(side=7)}) == 3
+
+
+def test_an_edit_of_the_code_makes_answers_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprints.code()
+    assert before.startswith(foveate.__version__)
+    source = Path(foveate.__file__).parent
+    shutil.copytree(source, tmp_path / "foveate", ignore=shutil.ignore_patterns("weights"))
+    monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
+    assert fingerprints.code() == before
+    with (tmp_path / "foveate" / "evaluation" / "report.py").open("a") as file:
+        file.write("# told differently")
+    assert fingerprints.code() == before
+    with (tmp_path / "foveate" / "methods" / "pool.py").open("a") as file:
+        file.write("# pooled differently")
+    assert fingerprints.code() != before
 
 
 # ---------------------------------------------------------------------- cost
@@ -266,3 +334,19 @@ def test_the_batch_is_the_first_that_is_compute_bound(
     model = torch.nn.Linear(1, 1)
     model.device = torch.device("cpu")  # type: ignore[assignment]
     assert cost.compute_bound_batch(model, inputs, max(a_row)) == batch
+
+
+def test_the_batch_stays_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prefill(model: Any, given: dict[str, int]) -> None:
+        if given["rows"] > most:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(cost, "prefill", prefill)
+    monkeypatch.setattr(cost, "seconds", lambda call, device: 1.0)
+    model = torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")  # type: ignore[assignment]
+    most = 2
+    assert cost.compute_bound_batch(model, lambda rows: {"rows": rows}, 32) == 2
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        cost.compute_bound_batch(model, lambda rows: {"rows": rows}, 32)

@@ -1,0 +1,53 @@
+"""What stored answers depend on, as short hashes: model, processor, and foveate's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import foveate
+
+# What decides an answer; the shell, the timing and the report do not.
+_DECIDING = ("*.py", "adapters/*.py", "attach/*.py", "methods/*.py", "evaluation/answering.py")
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def model(loaded: torch.nn.Module) -> str:
+    """Of the configuration, the attention backend and every parameter's bits."""
+    config: Any = loaded.config
+    found = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    found.update(str(config._attn_implementation).encode())
+    for name, parameter in loaded.named_parameters():
+        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if not parameter.is_meta:  # weights that accelerate keeps elsewhere are not read
+            bits = parameter.detach().view(_BITS[parameter.element_size()])
+            few = bits.flatten()[:16].tolist()
+            # A sum of integers, unlike one of floats, is the same in any order.
+            found.update(f"{few} {bits.sum(dtype=torch.int64).item()}".encode())
+    return found.hexdigest()[:16]
+
+
+def processor(loaded: Any) -> str:
+    """Of its settings, chat template and vocabulary."""
+    found = hashlib.sha256(loaded.to_json_string().encode())
+    found.update(str(getattr(loaded, "chat_template", None)).encode())
+    for name in ("image_processor", "video_processor"):
+        part = getattr(loaded, name, None)
+        if part is not None:
+            found.update(part.to_json_string().encode())
+    found.update(json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True).encode())
+    return found.hexdigest()[:16]
+
+
+def code() -> str:
+    """The version, and a hash of the files that decide an answer: an edit makes old ones stale."""
+    root = Path(foveate.__file__).parent
+    found = hashlib.sha256()
+    for pattern in _DECIDING:
+        for path in sorted(root.glob(pattern)):
+            found.update(path.read_bytes())
+    return f"{foveate.__version__} ({found.hexdigest()[:8]})"
