@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help env demo test test-all test-oldest lint types format docs bench clean
 
 help:
-	@echo "make demo         install, then compress, answer and draw with the model that ships here"
+	@echo "make demo         install, then compare all methods on the model that ships here"
 	@echo "make test         lint, types and the fast tests"
 	@echo "make test-all     the same with the slow tests"
 	@echo "make test-oldest  the fast tests on the oldest transformers that is supported"

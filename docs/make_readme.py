@@ -99,7 +99,7 @@ def phrase(module: str) -> str:
     """First sentence of a module's docstring, in lower case and without its full stop."""
     text = (importlib.import_module(module).__doc__ or "").strip().split("\n\n")[0]
     first = re.split(r"(?<=[a-z)`])[.:](?:\s|$)", text.replace("\n", " "))[0]
-    keep = first[:2].isupper() or first[0] == "`"
+    keep = (first[:2].isalpha() and first[:2].isupper()) or first[0] == "`"
     return first if keep else first[0].lower() + first[1:]
 
 
