@@ -66,9 +66,10 @@ class Prompt:
             known = [c for c in reversed(captures) if c.modality == modality]
             if count and not known:
                 raise AttachError(
-                    f"The prompt has {count} {modality} placeholders, and no {modality} was "
-                    f"encoded while attached.\nPass the {modality}s with the prompt, or what "
-                    "foveate.attach.encode gave as encoded=."
+                    f"The prompt part being run has {count} {modality} placeholders, and no "
+                    f"{modality} was encoded while attached.\nPass the {modality}s with the whole "
+                    "prompt (chunked prefill cannot be compressed), or as encoded= what "
+                    "foveate.attach.encode gave."
                 )
             if count:
                 placed += self._place(adapter, modality, here, count, known)
