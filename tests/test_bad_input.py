@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import foveate
 from foveate.attach import encode
@@ -16,6 +17,7 @@ from foveate.errors import (
     FoveateError,
     StageNotAvailable,
     UnknownName,
+    UnsupportedModel,
 )
 from tests.families.models import FAMILIES, IMAGE
 
@@ -120,3 +122,20 @@ def test_pictures_without_placeholders() -> None:
     with foveate.attach(model, "pool", keep=3), pytest.raises(type(stock.value)) as attached:
         model(**inputs)
     assert str(attached.value) == str(stock.value)
+
+
+@pytest.mark.parametrize("method", ["visionzip", "mmtok", "tome"])
+@torch.no_grad()
+def test_a_prompt_without_pictures(method: str) -> None:
+    """Whatever the method reads, and wherever it acts, there is nothing to do."""
+    model, inputs = FAMILIES["llava"].build(), FAMILIES["llava"].inputs(images_per_row=[0, 0])
+    stock = model(**inputs).logits
+    with foveate.attach(model, method, keep=3) as run:
+        assert model(**inputs).logits.equal(stock)
+    assert not run.items
+
+
+def test_a_model_without_an_adapter() -> None:
+    message = refused(UnsupportedModel, lambda: foveate.attach(nn.Linear(2, 2), "pool", keep=3))
+    assert all(name in message for name in ("Linear", "llava", "qwen3_vl"))
+    assert "docs/adding-a-model.md" in message

@@ -44,9 +44,7 @@ class LlavaOnevision(LlavaNext):
     def layouts(self, modality: str, kwargs: dict[str, Any]) -> list[Layout]:
         if modality == "image":
             return super().layouts(modality, kwargs)
-        # Until 5.2x transformers calls a video's pixels what it calls an image's.
-        pixels = kwargs.get("pixel_values_videos", kwargs.get("pixel_values"))
-        videos, frames = pixels.shape[:2]
+        videos, frames = kwargs["pixel_values_videos"].shape[:2]
         s = self.side
         flat = torch.cat([torch.zeros(s, s, 1), _rows_columns(s)], -1).reshape(1, s * s, 3)
         pooled = self.base.apply_pooling(flat.double())[0]

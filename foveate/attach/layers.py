@@ -43,14 +43,15 @@ class LayerHook:
 
     def __init__(self, decoder: Owner, layer: int) -> None:
         self.decoder, self.layer = decoder, layer
+        # The pass that `enter` found: its arguments, by which a recomputation is known, are other
+        # ones by the time the layer is left.
+        self._running: Pass | None = None
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Pre-hook: drop tokens if this layer does, and make its arguments short."""
-        now = self.decoder.now
+        now = self._running = self.decoder.now or self._recomputed(kwargs)
         if now is None:
-            now = self._recomputed(kwargs)
-            if now is None:
-                return None
+            return None
         layer = self.layer
         hidden = first_tensor(args, kwargs)
         self._remember(now, kwargs, hidden)
@@ -77,7 +78,7 @@ class LayerHook:
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Post-hook: add this layer's DeepStack features to the kept tokens."""
-        now = self.decoder.now or self._recomputed(kwargs)
+        now, self._running = self._running, None
         if now is None or self.layer >= len(now.deepstack) or now.deep_index is None:
             return None
         states = output[0] if isinstance(output, tuple) else output

@@ -69,6 +69,7 @@ class PruMerge(Compressor):
             share = ops.outlier_share(a) if self.ratio is None else self.ratio
             kept = ops.top(a, min(max(1, int(n * share)), n - 1))  # (2)
         else:
-            kept = ops.top(a, max(1, keep - 1)).sort().values
+            kept = ops.top(a, max(1, keep - 1))
         extra = keep is None or keep > 1
-        return ops.enriched(kept, a, keys, self.neighbours, extra=extra)  # (3) (4)
+        found = ops.enriched(kept, a, keys, self.neighbours, extra=extra)  # (3) (4)
+        return found if keep is None else found.in_raster_order()

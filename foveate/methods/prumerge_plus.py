@@ -75,6 +75,7 @@ class PruMergePlus(Compressor):
             attended = ops.top(a, -(-budget // 2))
             rest = ops.others(attended, n)
             even = rest[ops.equidistant(budget - len(attended), len(rest)).to(a.device)]
-            kept = torch.cat([attended, even]).sort().values
+            kept = torch.cat([attended, even])
         extra = keep is None or keep > 1
-        return ops.enriched(kept, a, keys, self.neighbours, extra=extra)  # (3) (4)
+        found = ops.enriched(kept, a, keys, self.neighbours, extra=extra)  # (3) (4)
+        return found if keep is None else found.in_raster_order()

@@ -18,7 +18,9 @@ Needs:
 Differs from the paper's code:
     The paper writes softmax(cos(v, t)); the release has the minus, no normalisation and no
     temperature, and its authors confirm it: patches of the second-last layer relate to text the
-    other way round. Outliers are counted for each picture. Text is cut at CLIP's own limit.
+    other way round. Outliers are counted for each picture; without any one token is kept, where
+    the release crashes. Over tiles there is one choice and one mean. Text is cut at CLIP's own
+    limit.
 
 When it fails:
     Questions about what CLIP cannot name: text in the picture, counts, places.
@@ -39,7 +41,7 @@ from torch import Tensor
 
 from foveate import ops
 from foveate.compressor import Compressor, Preset, Reads, Stage, VisualTokens
-from foveate.errors import StageNotAvailable
+from foveate.errors import InputError, StageNotAvailable
 from foveate.mapping import Mapping
 
 
@@ -90,7 +92,9 @@ class Trim(Compressor):
                 f"The model's vision tower is {x.shape[1]} wide, {self.clip!r} {width}.\n"
                 "TRIM needs the checkpoint that the tower comes from."
             )
-        ids = tokenizer(question, truncation=True, return_tensors="pt")
+        # The tower's limit, since not every tokenizer states one.
+        limit = model.config.text_config.max_position_embeddings
+        ids = tokenizer(question, truncation=True, max_length=limit, return_tensors="pt")
         pooled = model.text_model(**ids).pooler_output
         t = model.text_projection(pooled)[0]
         v = model.visual_projection(model.vision_model.post_layernorm(x.float().to(t.device)))
@@ -101,4 +105,12 @@ class Trim(Compressor):
 def _load(clip: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, CLIPModel
 
-    return CLIPModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
+    try:
+        model = CLIPModel.from_pretrained(clip, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(clip)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Cannot load the CLIP checkpoint {clip!r}: {str(error).splitlines()[0]}\n"
+            "Give a Hub id or a folder with a CLIPModel and its tokenizer."
+        ) from error
+    return model.eval(), tokenizer

@@ -112,7 +112,8 @@ class VisionZip(Compressor):
         columns = torch.cat(
             [sentinels[:1], tops[0], targets[0], mosaic, sentinels[1:], *targets[1:]]
         )
-        return self._mapping(columns, joined, tokens, len(sentinels))
+        found = self._mapping(columns, joined, tokens, len(sentinels))
+        return found if keep is None else found.in_raster_order()
 
     @staticmethod
     def _mapping(

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from foveate.compressor import Stage
 from tests.families.models import FAMILIES
@@ -26,8 +28,12 @@ METHODS: dict[str, Any] = {"input": TopNorm(), "decoder": DropAt((0, 2), (0.7, 0
 # PaliGemma's prompt is a bidirectional prefix: a second turn on a cache is no longer prefix, so
 # the stock model itself differs from a recomputation.
 SECOND_TURN = [name for name in FAMILIES if name != "paligemma"]
-# The stock Qwen models cannot number a new picture's positions beside a cache.
-SECOND_PICTURE = [name for name in SECOND_TURN if not name.startswith("qwen")]
+# The stock Qwen models cannot number a new picture's positions beside a cache, and before 5.23 the
+# stock Gemma 3 masks one wrongly.
+OLD = Version(transformers.__version__) < Version("5.23")
+SECOND_PICTURE = [
+    name for name in SECOND_TURN if not name.startswith("qwen") and not (OLD and name == "gemma3")
+]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -42,3 +42,23 @@ def test_edge_budgets() -> None:
 
 def test_equal_tokens_are_all_kept_in_the_end() -> None:
     assert DivPrune()(tokens(rows([1, 0], [1, 0], [1, 0])), 3).is_identity
+
+
+def test_a_longer_token_is_no_farther() -> None:
+    # By dot products 1 would lie 1 + 9 * 0.96 from 3, and be second; 0 is, 2 away by cosine.
+    scaled = FOUR * rows([1], [9], [1], [1])
+    assert DivPrune()(tokens(scaled), 2).anchors.tolist() == [0, 3]
+
+
+def test_nearest_counts_first_to_last() -> None:
+    # 2 and 3 are equal, and so are 4 and 5. Nearest others: 0.4 (0 and 1), then 0. Distances:
+    #        0     1    2,3   4,5
+    #  0     -    0.4   2     1
+    #  1    0.4    -    1.6   1.8
+    #  2     2    1.6   0     1
+    six = rows([1, 0], [0.6, 0.8], [-1, 0], [-1, 0], [0, -1], [0, -1])
+    # Of the tie 0 is first, though 1 is farther from all the others on average (7.2 to 6.4).
+    assert DivPrune()(tokens(six), 1).anchors.tolist() == [0]
+    assert DivPrune()(tokens(six), 2).anchors.tolist() == [0, 2]
+    # 1 lies 1.6 from the last pick, but 0.4 from the first; 4 lies 1 from both.
+    assert DivPrune()(tokens(six), 3).anchors.tolist() == [0, 2, 4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from foveate.errors import StageNotAvailable
 from foveate.methods.mmtok import MMTok
@@ -37,6 +38,46 @@ def test_the_second_choice_covers_what_the_first_does_not() -> None:
     assert mmtok([0, 1], 2) == [0, 1]
     # Only the question counts with alpha 0: nothing is gained behind 1, the lowest is taken.
     assert mmtok([0, 1], 2, alpha=0.0) == [0, 1]
+
+
+# Two words, right and up, weigh 1/2 1/4 1/4 and 1/5 2/5 2/5, each halved: 0.35 for token 0, 0.325
+# for 1 and 2. The picture's columns are 0.9 and 1.05, divided by 3: 0.05 alpha in favour of 1.
+BOTH = rows([1, 0], [0, 1])
+
+
+def test_question_and_picture_weigh_as_much_as_alpha_says() -> None:
+    given = tokens(X, encoder=X, question=BOTH)
+    assert MMTok(0.4, TAU, TAU)(given, 1).anchors.tolist() == [0]  # 0.025 beats 0.020
+    assert MMTok(0.6, TAU, TAU)(given, 1).anchors.tolist() == [1]  # 0.030 beats 0.025
+
+
+def test_each_side_has_its_own_temperature() -> None:
+    # Half the temperature turns cosine 1 into weight 4: the picture's rows are 2/3 1/6 1/6 and
+    # 1/9 4/9 4/9, its columns 8/9 and 19/18, 1/6 apart: 0.48 / 18 = 0.0267 in favour of 1. On
+    # the question's side it would be 7/18 to 11/36, 0.083 in favour of 0.
+    given = tokens(X, encoder=X, question=BOTH)
+    assert MMTok(0.48, TAU, TAU)(given, 1).anchors.tolist() == [0]  # 0.025 beats 0.024
+    assert MMTok(0.48, TAU, TAU / 2)(given, 1).anchors.tolist() == [1]  # 0.0267 beats 0.025
+
+
+def test_words_look_at_projected_tokens_and_patches_at_the_encoder() -> None:
+    # "up" is worth 1/5 2/5 2/5 on X. In the encoder 0 and 2 are equal, so each of them covers
+    # 2/5 + 2/5 + 1/4 and 1 only 1/4 + 1/4 + 2/5 (the row of 1 is 1/4 1/2 1/4): 1.05 and 0.9.
+    encoder = rows([1, 0], [0, 1], [1, 0])
+    given = tokens(X, encoder=encoder, question=rows([0, 1]))
+    # 0.2 + 1.05/6, 0.4 + 0.9/6, 0.4 + 1.05/6.
+    assert MMTok(0.5, TAU, TAU)(given, 1).anchors.tolist() == [2]
+
+
+def test_what_was_covered_first_stays_covered() -> None:
+    # Words x x x y y z; tokens x y x z. Rows: x 2 1 2 1 -> 1/3 1/6 1/3 1/6, y 1/5 2/5 1/5 1/5,
+    # z 1/5 1/5 1/5 2/5. Columns: 1.6, 1.5, 1.6, 1.3: 0 is first. Then 1 gains 2 * 1/5, 3 gains
+    # 1/5 and 2 nothing: 1. Behind both 3 still gains 1/5 and 2, x again, still nothing; beside 1
+    # alone it would gain 3 * 1/6.
+    x, y, z = torch.eye(3)
+    e = torch.stack([x, y, x, z])
+    given = tokens(e, encoder=e, question=torch.stack([x, x, x, y, y, z]))
+    assert MMTok(0.0, TAU, TAU)(given, 3).anchors.tolist() == [0, 1, 3]
 
 
 def test_everything() -> None:

@@ -78,12 +78,26 @@ def test_a_fixed_ratio() -> None:
     assert PruMerge(ratio=0.125)(given, None).anchors.tolist() == [0, 1, 2]  # 2 kept, the rest on 2
 
 
+def test_its_own_count_stands_in_falling_attention() -> None:
+    # Attention rises: 1/8 of 16 is two, 15 before 14; the rest lives on its most attended, 13.
+    attention = torch.arange(16) / 100
+    given = tokens(torch.zeros(16, 1), wide_attention=attention, wide_keys=torch.ones(16, 1))
+    assert PruMerge(ratio=0.125)(given, None).anchors.tolist() == [15, 14, 13]
+
+
+@pytest.mark.parametrize("method", [PruMerge(), PruMergePlus()])
+def test_the_released_number_of_neighbours(method: PruMerge | PruMergePlus) -> None:
+    given = tokens(torch.zeros(40, 1), wide_attention=torch.ones(40), wide_keys=torch.randn(40, 3))
+    first = method(given, 2).to_matrix()[0]
+    assert int((first != 0).sum()) == 1 + 32
+
+
 def test_plus_by_hand() -> None:
     # Three rows: two tokens and the sum. Half of two, 1, by attention; of the others 0, 2, 3 the
     # middle one. 1 takes 0 along and 2 takes 3; 0.1 x0 + 0.1 x3 is left, a tie that lives on 0.
     found = PruMergePlus(neighbours=1)(four(), 3)
-    close(found, [0.1, 1, 0, 0], [0, 0, 1, 0.1], [0.1, 0, 0, 0.1])
-    assert found.anchors.tolist() == [1, 2, 0]
+    close(found, [0.1, 0, 0, 0.1], [0.1, 1, 0, 0], [0, 0, 1, 0.1])
+    assert found.anchors.tolist() == [0, 1, 2]
 
 
 def test_plus_with_its_own_count() -> None:
@@ -93,6 +107,23 @@ def test_plus_with_its_own_count() -> None:
     given = tokens(torch.zeros(13, 1), wide_attention=attention, wide_keys=torch.ones(13, 1))
     found = PruMergePlus()(given, None)
     assert found.anchors.tolist() == [5, 0, 4, 8, 1]  # the rest is a tie, and lives on 1
+
+
+def test_plus_samples_no_token_twice() -> None:
+    # As above with the outlier on one of the sampled places: 4 stands once, and first.
+    attention = torch.full((13,), 0.01)
+    attention[4] = 0.5
+    given = tokens(torch.zeros(13, 1), wide_attention=attention, wide_keys=torch.ones(13, 1))
+    assert PruMergePlus()(given, None).anchors.tolist() == [4, 0, 8, 1]
+
+
+def test_plus_splits_its_budget_in_halves_of_which_attention_gets_the_larger() -> None:
+    # Four rows: three tokens and the sum. ceil(3 / 2) = 2 by attention, 3 and 5; of the others
+    # 0 1 2 4 the one at place floor(4 / 2) = 2. The rest, 0 1 4, lives on 1.
+    attention = rows(0.1, 0.2, 0.1, 0.5, 0.1, 0.4)
+    given = tokens(torch.zeros(6, 1), wide_attention=attention, wide_keys=torch.ones(6, 1))
+    found = PruMergePlus(neighbours=1)(given, 4)
+    assert found.anchors.tolist() == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("method", [PruMerge(), PruMergePlus()])

@@ -129,6 +129,9 @@ def test_a_lattice_has_exactly_as_many_cells_as_asked(
         (4, 4, 5, (2, 3)),
         # As wide as twice its height: 2 x 4 keeps that, ln 8; 3 x 3 costs ln 9 + ln 2.
         (4, 8, 8, (2, 4)),
+        # Counts times distortions: 2 x 2 4 * 4/3, 3 x 2 6 * 9/8, 4 x 1 4 * 3. The second is the
+        # least distorted, and drops two tokens of six.
+        (4, 3, 4, (2, 2)),
         (4, 4, 1, (1, 1)),
         (4, 4, 16, (4, 4)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import foveate
-from foveate.errors import StageNotAvailable
+from foveate.errors import InputError, StageNotAvailable
 from foveate.methods.trim import Trim
 from tests.families.checkpoints import EOS, PROCESSORS, tokenizer
 from tests.families.models import BOS, FAMILIES, VOCABULARY
@@ -62,6 +63,17 @@ def test_its_own_count_is_that_of_outliers() -> None:
     found = trimmed([0.0] * 11 + [-5.0], None)
     assert found.m == 2
     assert found.anchors.tolist() == [11, 0]
+
+
+def test_outliers_are_those_of_the_softmax() -> None:
+    # Weights 1, 2, 4 .. 4096, over their sum. Quartiles are those at places 3 and 9, 8 and 512;
+    # above 512 + 1.5 * 504 = 1268 are 2048 and 4096. Of the exponents 0 .. 12 none stands out.
+    found = trimmed([-i * math.log(2) for i in range(13)], None)
+    assert found.anchors.tolist() == [11, 12, 0]
+
+
+def test_without_outliers_one_token_is_kept() -> None:
+    assert trimmed([1.0, 1.0, 1.0], None).to_matrix().tolist() == [[1, 0, 0], [0, 0.5, 0.5]]
 
 
 # ---------------------------------------------------------------------- with a checkpoint
@@ -137,3 +149,27 @@ def test_what_it_needs(clip: str, tmp_path: Path) -> None:
     save_clip(tmp_path, width=24)
     with pytest.raises(StageNotAvailable, match=r"tower is 32 wide, .* 24"):
         Trim(str(tmp_path))(tokens(torch.zeros(4, 32), question_text="?"), 2)
+
+
+@torch.no_grad()
+def test_a_question_is_cut_at_the_towers_own_limit(clip: str) -> None:
+    """The tokenizer states none; CLIP's text tower has 77 places, and two are taken."""
+    x = torch.randn(4, 32)
+    assert clip_tokenizer().model_max_length > 77
+    cut, whole = (Trim(clip)._joint_space(x, "what " * count)[1] for count in (75, 300))
+    torch.testing.assert_close(whole, cut)
+
+
+@torch.no_grad()
+def test_a_checkpoint_in_half_precision(tmp_path: Path) -> None:
+    save_clip(tmp_path, width=32)
+    transformers.CLIPModel.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    given = tokens(torch.randn(6, 32), question_text="what colour ?")
+    assert Trim(str(tmp_path))(given, 3).m == 3
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    for clip in (str(tmp_path), str(tmp_path / "none")):
+        with pytest.raises(InputError, match="Cannot load the CLIP checkpoint") as error:
+            Trim(clip)(tokens(torch.zeros(4, 32), question_text="?"), 2)
+        assert len(str(error.value).splitlines()) <= 4

@@ -84,6 +84,37 @@ def test_tiles_follow_each_other_as_released() -> None:
     assert len(set(found.anchors.tolist())) == 9
 
 
+def test_the_mosaics_dominant_tokens_stand_in_raster_order() -> None:
+    # A base view of two, and two tiles of 2 x 2 side by side: slots 2 3 | 4 5 above 6 7 | 8 9.
+    # The left tile's dominant token is 7, the right one's 4, which comes first in the raster.
+    given = tokens(
+        torch.zeros(10, 1),
+        Grid(1, 1, 2),
+        Grid(1, 2, 4),
+        attention=rows(2, 1, 1, 1, 9, 1, 1, 9, 1, 1),
+        keys=torch.ones(10, 1),
+        cls=torch.zeros(3, 1),
+        tiles=torch.tensor([0, 0, 1, 1, 2, 2, 1, 1, 2, 2]),
+    )
+    p = VisionZip(dominant=2, contextual=1, cls=True)(given, None).to_matrix()
+    # CLS, dominant and target of the base view; dominant; CLS; targets, 3 6 with 2 and 8 9 with 5.
+    assert [int((row == 1).nonzero()[0]) for row in p] == [10, 0, 1, 4, 7, 11, 12, 2, 5]
+    assert p[7].nonzero().flatten().tolist() == [2, 3, 6]
+    assert p[8].nonzero().flatten().tolist() == [5, 8, 9]
+
+
+def test_without_a_budget_dominant_tokens_come_first_and_in_raster_order() -> None:
+    # 3 is attended to more than 1; of the others 0 and 2 the first is the target.
+    given = tokens(torch.zeros(4, 1), attention=rows(1, 2, 1, 3), keys=torch.ones(4, 1))
+    assert VisionZip(dominant=2, contextual=1)(given, None).anchors.tolist() == [1, 3, 0]
+
+
+def test_with_a_budget_rows_stand_in_raster_order() -> None:
+    # 7 of 16: one target, the first of the ten others, and the six last ones.
+    given = tokens(torch.zeros(16, 1), attention=torch.arange(16.0), keys=torch.ones(16, 1))
+    assert VisionZip()(given, 7).anchors.tolist() == [0, 10, 11, 12, 13, 14, 15]
+
+
 @pytest.mark.parametrize(("preset", "count"), [("192", 192), ("128", 128), ("64", 64)])
 def test_the_authors_counts_on_one_tile(preset: str, count: int) -> None:
     fields = VisionZip.presets[f"authors-{preset}"].fields

@@ -28,6 +28,11 @@ def test_top(values: list[float], data: st.DataObject) -> None:
     assert found.tolist() == order[:k]
 
 
+def test_top_tells_doubles_apart() -> None:
+    score = torch.tensor([1.0, 1.0 + 1e-12], dtype=torch.float64)
+    assert ops.top(score, 1).tolist() == [1]
+
+
 @quick
 @given(st.sets(st.integers(0, 9)), st.integers(10, 12))
 def test_others(index: set[int], n: int) -> None:
@@ -163,3 +168,68 @@ def test_cells_are_rectangles_of_like_size(height: int, width: int, data: st.Dat
         where = (cells == cell).nonzero()
         spans = where.amax(0) - where.amin(0) + 1
         assert int(spans.prod()) == len(where)  # no holes
+
+
+grids = st.lists(
+    st.builds(Grid, st.integers(1, 2), st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3
+)
+
+
+@quick
+@given(grids, st.data())
+def test_a_lattice_numbers_its_cells_grid_by_grid(each: list[Grid], data: st.DataObject) -> None:
+    n = sum(grid.size for grid in each)
+    m = data.draw(st.integers(1, n))
+    cells = ops.lattice(each, m)
+    start, used = 0, 0
+    for grid, count in zip(each, ops.share_out(m, [grid.size for grid in each]), strict=True):
+        here = cells[start : start + grid.size]
+        assert sorted(set(here.tolist()) - {-1}) == list(range(used, used + count))
+        start, used = start + grid.size, used + count
+    assert (start, used) == (n, m)
+
+
+@quick
+@given(grids, st.data())
+def test_centres_of(each: list[Grid], data: st.DataObject) -> None:
+    m = data.draw(st.integers(1, sum(grid.size for grid in each)))
+    cells = ops.lattice(each, m)
+    places = [
+        (t, y, x)
+        for grid in each
+        for t in range(grid.frames)
+        for y in range(grid.height)
+        for x in range(grid.width)
+    ]
+    found = ops.centres_of(cells, each, m).tolist()
+    for cell in range(m):
+        mine = [slot for slot, its in enumerate(cells.tolist()) if its == cell]
+        # Cells are rectangles: their centres are halves, so equal distances are equal floats.
+        centre = [sum(places[slot][axis] for slot in mine) / len(mine) for axis in range(3)]
+        assert found[cell] == min(mine, key=lambda slot: (math.dist(places[slot], centre), slot))
+
+
+@quick
+@given(st.integers(2, 7), st.integers(1, 8), st.booleans(), st.data())
+def test_enriched(n: int, neighbours: int, extra: bool, data: st.DataObject) -> None:
+    kept = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n - 1, unique=True))
+    weight = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    keys = torch.tensor(data.draw(st.lists(st.tuples(COARSE, COARSE), min_size=n, max_size=n)))
+    found = ops.enriched(
+        torch.tensor(kept), torch.tensor(weight).float(), keys, neighbours, extra=extra
+    )
+    like = ops.cosine(keys[kept], keys)
+    expected = []
+    for row, i in enumerate(kept):
+        near = [j for j in range(n) if j != i]
+        near.sort(key=lambda j, row=row: (-like[row, j].item(), j))
+        expected.append([0.0] * n)
+        for j in near[:neighbours]:
+            expected[row][j] = float(weight[j])
+        expected[row][i] = 1.0
+    anchors, rest = list(kept), [j for j in range(n) if j not in kept]
+    if extra:
+        expected.append([float(weight[j]) if j in rest else 0.0 for j in range(n)])
+        anchors.append(min(rest, key=lambda j: (-weight[j], j)))
+    assert found.to_matrix().tolist() == expected
+    assert found.anchors.tolist() == anchors
