@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate import reference
 from foveate.cli.output import call
-from foveate.errors import InputError, UnknownName
+from foveate.errors import InputError, MissingDependency, UnknownName
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 _EXPECTED = (
@@ -68,7 +68,14 @@ class Source:
         try:
             model = AutoModelForImageTextToText.from_pretrained(self.path, **options)
             processor = AutoProcessor.from_pretrained(self.path, revision=self.revision)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except ImportError as error:
+            # Its processors and transformers' own message know no extra of ours.
+            if "torchvision" not in str(error).lower():
+                raise
+            raise MissingDependency(
+                "torchvision", f"The processor of {self.model!r}", "vision"
+            ) from error
+        except (OSError, ValueError, KeyError) as error:
             local = " (a folder)" if Path(self.path).is_dir() else ""
             raise InputError(
                 f"Cannot load {self.model!r}{local}: {_first_line(error)}\n{_EXPECTED}"

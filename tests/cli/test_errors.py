@@ -114,6 +114,19 @@ def test_an_unsupported_model(tmp_path: Path, checkpoint: Folder, capsys: Captur
     assert "docs/adding-a-model.md" in message
 
 
+def test_a_processor_without_torchvision(
+    checkpoint: Folder, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", load)
+    model = checkpoint("qwen2_vl")
+    message = refused(capsys, "run", "scene:0", "x", "-k", "4", "--model", model)
+    assert "needs the package 'torchvision'" in message
+    assert "pip install 'foveate[vision]'" in message
+
+
 def test_errors_as_json(capsys: Capture) -> None:
     assert main(["run", "scene:0", "x", "-m", "pol", "-k", "4", "--json"]) == 1
     out = json.loads(capsys.readouterr().out)
