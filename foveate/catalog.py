@@ -20,18 +20,26 @@ if TYPE_CHECKING:
 GROUP = "foveate.methods"
 
 BUILT_IN: dict[str, str] = {
+    "dart": "foveate.methods.dart:DART",
     "divprune": "foveate.methods.divprune:DivPrune",
+    "fastv": "foveate.methods.fastv:FastV",
+    "fitprune": "foveate.methods.fitprune:FitPrune",
     "mmtok": "foveate.methods.mmtok:MMTok",
+    "mustdrop": "foveate.methods.mustdrop:MustDrop",
+    "polymorphic": "foveate.methods.polymorphic:Polymorphic",
     "pool": "foveate.methods.pool:Pool",
     "prumerge": "foveate.methods.prumerge:PruMerge",
     "prumerge+": "foveate.methods.prumerge_plus:PruMergePlus",
+    "pyramiddrop": "foveate.methods.pyramiddrop:PyramidDrop",
     "random": "foveate.methods.random:Random",
     "resize": "foveate.methods.resize:Resize",
+    "sparsevlm": "foveate.methods.sparsevlm:SparseVLM",
     "tome": "foveate.methods.tome:ToMe",
     "trim": "foveate.methods.trim:Trim",
     "uniform": "foveate.methods.uniform:Uniform",
     "uniform-2d": "foveate.methods.uniform_2d:Uniform2D",
     "visionzip": "foveate.methods.visionzip:VisionZip",
+    "vtw": "foveate.methods.vtw:VTW",
 }
 
 

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "foveate"
 LAYERS = (
     "errors",
     "mapping",
+    "attention",
     "compressor",
     "ops",
     "methods",

@@ -114,12 +114,13 @@ class Run:
         self.model, self.method, self.keep, self.positions = model, method, keep, positions
         self._acts = keep != 1.0 or isinstance(keep, int) or force
         self._adapter = adapter_for(model)
-        tower = cast(TowerMethod, method) if method.stage in (Stage.IMAGE, Stage.ENCODER) else None
-        self._encoder = Encoder(self._adapter, method.reads, tower, keep)
         template = None if processor is None else Template(processor)
         decision = Decision(
             self._adapter, method, keep=keep, positions=positions, template=template
         )
+        first = method.parts[0]
+        tower = cast(TowerMethod, first) if first.stage in (Stage.IMAGE, Stage.ENCODER) else None
+        self._encoder = Encoder(self._adapter, decision.reads, tower, decision.first_count)
         self._decoder = Decoder(
             self._adapter, decision, self._encoder, on_prefill=self._count, force=force
         )
@@ -280,13 +281,18 @@ def attach(
                 "Give one of them."
             )
         keep = preset_keep
-    elif keep is None and not _force:
+    elif isinstance(method, str):
+        method = catalog.make(method, **fields)
+    stated = preset is None and isinstance(method, Compressor) and method.states_budget
+    if stated and keep is not None:
+        raise BudgetError(
+            f"{method} states its own budget; keep={keep} was given as well.\nGive one of them."
+        )
+    if keep is None and preset is None and not stated and not _force:
         raise BudgetError(
             "A budget is needed: keep=64 (tokens of each image), keep=0.25 (a quarter of them),\n"
             "or preset=... for a published setting."
         )
-    if isinstance(method, str):
-        method = catalog.make(method, **fields)
     positions = order if positions is None else positions
     if positions not in POSITIONS:
         raise UnknownName("positions", positions, POSITIONS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,6 +75,19 @@ class Tables:
             if segment.first_layer <= layer:
                 found = segment
         return found
+
+    def split(self, firsts: Sequence[int]) -> None:
+        """See to it that a segment begins at each of these layers."""
+        known = {segment.first_layer for segment in self.segments}
+        for first in sorted(set(firsts) - known):
+            before = self.segment(first)
+            if before is None:
+                like = self.segments[0].slots
+                slots = torch.arange(self.seen, device=like.device).expand(len(like), -1)
+                self.segments.append(Segment(first, slots, False, self.seen))
+            else:
+                self.segments.append(dataclasses.replace(before, first_layer=first))
+            self.segments.sort(key=lambda segment: segment.first_layer)
 
     def rows(self, index: Int[Tensor, " k"]) -> None:
         """Reorder, repeat or select batch rows."""
