@@ -146,6 +146,8 @@ class Adapter(abc.ABC):
         has_cls: whether the tower puts a CLS token first.
         resizable: whether the tower takes smaller pictures, by `interpolate_pos_encoding` or
             through `shrink_native`.
+        later_turns: whether the model may go on from a cache with more text.
+        later_pictures: whether it may do so with a new picture.
         mergeable: whether tokens can be merged between its blocks: one patch a slot, and one
             rectangular sequence a tile.
     """
@@ -161,6 +163,8 @@ class Adapter(abc.ABC):
     decoder_norm_path: ClassVar[str] = "input_layernorm"
     has_cls: bool = False
     resizable: ClassVar[bool] = False
+    later_turns: ClassVar[bool] = True
+    later_pictures: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:

@@ -15,6 +15,8 @@ class Gemma3(Adapter):
 
     model_types = ("gemma3",)
     resizable: ClassVar[bool] = True
+    # Before transformers 5.23 the stock model masks a picture beside a cache wrongly.
+    later_pictures: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -34,7 +34,7 @@ from typing import ClassVar
 import torch
 
 from foveate import ops
-from foveate.compressor import DecoderMethod, Preset, Reads, VisualTokens
+from foveate.compressor import DecoderMethod, Preset, Reads, VisualTokens, scaled_layers
 from foveate.mapping import Mapping
 
 _RELEASE = "ZichenWen1/DART: K=2, 4 + 4 pivots"
@@ -45,25 +45,27 @@ class DART(DecoderMethod):
     """Keep a few pivots and the visual tokens that resemble them least.
 
     Attributes:
-        layer: K, the decoder layer before which tokens are dropped, from 1 on.
+        layer: K, the decoder layer before which tokens are dropped, from 1 on; None: 2 of 32, at
+            the same depth of any other model.
         visual_pivots, text_pivots: how many of each.
     """
 
-    layer: int = 2
+    layer: int | None = None
     visual_pivots: int = 4
     text_pivots: int = 4
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.BEFORE, Reads.NORMED})
     presets: ClassVar[dict[str, Preset]] = {
-        "authors-192": Preset(f"{_RELEASE}; 196 stay", {"schedule": (196,)}),
-        "authors-128": Preset(f"{_RELEASE}; 132 stay", {"schedule": (132,)}),
-        "authors-64": Preset(f"{_RELEASE}; 68 stay", {"schedule": (68,)}),
-        "authors-next-320": Preset(f"{_RELEASE}; LLaVA-NeXT, 324 stay", {"schedule": (324,)}),
+        "authors-192": Preset(f"{_RELEASE}; 196 stay", {"layer": 2, "schedule": (196,)}),
+        "authors-128": Preset(f"{_RELEASE}; 132 stay", {"layer": 2, "schedule": (132,)}),
+        "authors-64": Preset(f"{_RELEASE}; 68 stay", {"layer": 2, "schedule": (68,)}),
+        "authors-next-320": Preset(
+            f"{_RELEASE}; LLaVA-NeXT, 324 stay", {"layer": 2, "schedule": (324,)}
+        ),
     }
 
-    @property
-    def layers(self) -> tuple[int, ...]:
+    def layers_in(self, total: int) -> tuple[int, ...]:
         """K."""
-        return (self.layer,)
+        return scaled_layers((2,), 32, total) if self.layer is None else (self.layer,)
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         seen = tokens.before

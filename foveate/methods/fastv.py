@@ -33,7 +33,7 @@ import dataclasses
 from typing import ClassVar
 
 from foveate import ops
-from foveate.compressor import DecoderMethod, Preset, Reads, VisualTokens
+from foveate.compressor import DecoderMethod, Preset, Reads, VisualTokens, scaled_layers
 from foveate.errors import BudgetError
 from foveate.mapping import Mapping
 
@@ -58,11 +58,11 @@ class FastV(DecoderMethod):
 
     Attributes:
         layer: K, the decoder layer before which tokens are dropped, from 1 on; its predecessor's
-            attention decides.
+            attention decides. None: 2 of 32, at the same depth of any other model.
         rows: ``"last"`` as released, ``"all"`` as the paper writes it.
     """
 
-    layer: int = 2
+    layer: int | None = None
     rows: str = "last"
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.BEFORE})
     presets: ClassVar[dict[str, Preset]] = {
@@ -76,16 +76,15 @@ class FastV(DecoderMethod):
     }
 
     def __post_init__(self) -> None:
-        if self.layer < 1 or self.rows not in ("last", "all"):
+        if (self.layer is not None and self.layer < 1) or self.rows not in ("last", "all"):
             raise BudgetError(
                 f"FastV needs layer >= 1 and rows 'last' or 'all'; got layer={self.layer}, "
                 f"rows={self.rows!r}.\nLayer K is decided by the attention of layer K - 1."
             )
 
-    @property
-    def layers(self) -> tuple[int, ...]:
+    def layers_in(self, total: int) -> tuple[int, ...]:
         """K."""
-        return (self.layer,)
+        return scaled_layers((2,), 32, total) if self.layer is None else (self.layer,)
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         assert tokens.before is not None
