@@ -30,6 +30,8 @@ from foveate.errors import AttachError, BudgetError, UnknownName
 
 POSITIONS = ("original", "reindex")
 _MARK = "_foveate_run"
+# What transformers' models call the pictures themselves.
+_PIXELS = frozenset({"pixel_values", "pixel_values_images", "pixel_values_videos"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +349,10 @@ def encode(
         return Encoded(dict(inputs), ())
     adapter = adapter_for(model)
     encoder = Encoder(adapter, reads)
-    rest = dict(inputs)
     with encoder.installed():
-        rest = model._prepare_multimodal_encoder_kwargs_for_generation(rest)  # type: ignore[operator]
-    return Encoded(rest, tuple(encoder.captures), frozenset(inputs) - frozenset(rest))
+        found = model._prepare_multimodal_encoder_kwargs_for_generation(dict(inputs))  # type: ignore[operator]
+    # Sizes and grids stay: position ids are made of them before anything else.
+    replaced = frozenset(inputs) & _PIXELS
+    rest = {k: v for k, v in inputs.items() if k not in replaced}
+    rest["mm_encoder_outputs"] = found["mm_encoder_outputs"]
+    return Encoded(rest, tuple(encoder.captures), replaced)
