@@ -196,7 +196,8 @@ class _Turn:
         answers = [reply.text for _, _, reply in chat.history]
         text = transcript(chat.processor, [(q, len(shown)) for q, shown in asked], answers)
         shown = [picture for _, each in asked for picture in each]
-        self.chat, self.encoded, self.cache = chat, None, None
+        self.chat, self.cache = chat, None
+        self.encoded: Encoded | None = None
         self.inputs = model_inputs(chat.processor, chat.model, [text], [shown])
         ids = self.inputs["input_ids"]
         self.length, self.reused = ids.shape[1], 0
@@ -282,7 +283,7 @@ class _Generation:
                         **self.turn.inputs,
                         past_key_values=self.turn.cache,
                         streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([left]),  # type: ignore[list-item]
+                        stopping_criteria=StoppingCriteriaList([left]),
                         return_dict_in_generate=True,
                         **self.options,
                     )
