@@ -157,7 +157,8 @@ class Chat:
         began = time.perf_counter()
         turn = _Turn(self, question, pictures)
         worker = _Generation(turn, self._options(options))
-        pieces, first = [], 0.0
+        pieces: list[str] = []
+        first = 0.0
         with worker.running() as stream:
             for piece in stream:
                 if piece and not pieces:

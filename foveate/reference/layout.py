@@ -9,7 +9,7 @@ import numpy as np
 from foveate.reference import glyphs, words
 
 SIDE = 128
-MIN_THINGS, MAX_THINGS = 4, 10
+MIN_THINGS, MAX_THINGS = 4, 9
 # Radii leave a gap between the two sizes, so that "small" and "large" are never a matter of taste.
 _RADII = {"small": (8.0, 9.5), "large": (13.0, 16.0)}
 _TRIES = 60
@@ -59,7 +59,7 @@ class Layout:
 
 
 def layout(rng: np.random.Generator) -> Layout:
-    """A random layout: one number plate, one or two letter plates, 4 to 10 distinct objects.
+    """A random layout: one number plate, one or two letter plates, 4 to 9 distinct objects.
 
     No two objects share both colour and shape, so each has a name of at most two words.
     """
