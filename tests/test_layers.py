@@ -26,6 +26,7 @@ LAYERS = (
     "card",
     "attach",
     "saving",
+    "fitting",
     "reference",
     "pictures",
     "prompting",
