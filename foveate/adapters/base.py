@@ -192,6 +192,16 @@ class Adapter(abc.ABC):
         found: nn.Module = self.decoder_layers[layer].get_submodule(self.decoder_norm_path)
         return found
 
+    def rotations(self, layer: int, hidden: Tensor, ids: Tensor) -> Any:
+        """Cos and sin that a decoder layer applies to tokens at these position ids.
+
+        Args:
+            layer: the layer.
+            hidden: any states on the right device and of the right dtype.
+            ids: (b, s), or (3, b, s) with M-RoPE.
+        """
+        return self.language.rotary_emb(hidden, ids)
+
     def tower(self, modality: str) -> nn.Module:
         """The vision tower that encodes this modality."""
         tower: nn.Module = self.base.get_submodule(self.tower_path[modality])

@@ -71,11 +71,6 @@ class Decision:
                 f"{name} drops tokens at decoder layers {self.layers}; this model "
                 f"has layers 0..{self.total - 1}."
             )
-        if self.inside is not None and not self.outside and self.positions == "reindex":
-            raise StageNotAvailable(
-                "positions='reindex' is not available for methods that drop tokens between "
-                "decoder layers.\nUse positions='original'."
-            )
 
     def budgets(self, n: int) -> tuple[int | None, ...]:
         """The budget of each part for a picture of n tokens; None: its own fields decide."""

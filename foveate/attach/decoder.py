@@ -181,6 +181,8 @@ class Decoder:
             now.tables = self._tables(now, kwargs, module)
             now.cache = kwargs.get("past_key_values")
         positions.rewrite(now, kwargs, self.decision.positions)
+        if self.decision.inside is not None and self.decision.positions == "reindex":
+            positions.note_ids(now, kwargs)
         if now.kept or now.layers:
             positions.take_deepstack(now, kwargs)
         self.now = now
@@ -400,6 +402,8 @@ class Decoder:
                 segment.slots = torch.cat([segment.table(tables.seen), new], 1)
                 segment.holes |= now.holes[first]
                 segment.tail_from = total
+            for segment in tables.segments:
+                segment.shift = now.shifts.get(segment.first_layer, segment.shift)
             tables.seen = total
         if now.live:
             now.prefill_seconds = time.perf_counter() - now.opened

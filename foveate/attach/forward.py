@@ -126,6 +126,8 @@ class Pass:
             for holes; right-aligned.
         holes: the same -> whether there is a hole.
         entry: the table of what was dropped before decoder layer 0, None if nothing was.
+        ids: its position ids, where layers number their tokens anew; 3 rows with M-RoPE.
+        shifts: segment's first layer -> how far later ids move down from this pass on.
         seen: what was read of the decoder layer that ran last, for methods that look at it.
         decided, alive: decoder layer -> what was decided there, and where each picture's tokens
             lived before it; a checkpoint's recomputation applies them again.
@@ -150,6 +152,8 @@ class Pass:
     decided: dict[int, list[Mapping]] = dataclasses.field(default_factory=dict)
     alive: dict[int, list[Int[Tensor, " m"]]] = dataclasses.field(default_factory=dict)
     entry: Int[Tensor, "b q"] | None = None
+    ids: Tensor | None = None
+    shifts: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     seen: Looked | None = None
     embeds: Tensor | None = None
     deepstack: list[Tensor] = dataclasses.field(default_factory=list)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapters.base import Adapter, first_tensor
-from foveate.attach import faults
+from foveate.attach import faults, positions
 from foveate.attach.forward import Looked, Pass, fill, gather
 from foveate.attach.probe import peek, scale_of
 from foveate.attach.tables import Segment
@@ -74,12 +74,18 @@ class LayerHook:
         first = now.start_of(layer)
         segment = None if now.tables is None else now.tables.segment(layer)
         held = self._cache_layer(now)
-        if first is None and not self._needs_mask(first, segment, now, kwargs, held):
+        anew = now.ids is not None and (
+            first in now.decided or (segment is not None and segment.shift is not None)
+        )
+        masked = self._needs_mask(first, segment, now, kwargs, held)
+        if first is None and not masked and not anew:
             return None
         kwargs = dict(kwargs)
-        if first is not None:
+        if anew:
+            self._renumber(now, first, segment, kwargs, short)
+        elif first is not None:
             self._gather_positions(now, first, kwargs)
-        if self._needs_mask(first, segment, now, kwargs, held):
+        if masked:
             self._gather_mask(now, first, segment, kwargs, short, held)
         if short is hidden:
             return args, kwargs
@@ -137,7 +143,12 @@ class LayerHook:
             query, keys = self._tables(now, table, segment, None, past, hidden.device)
             mask = _short_mask(mask, query, keys, now)
         rotations = kwargs.get("position_embeddings")
-        if rotations is not None and table is not None:
+        before = now.start_of(self.layer - 1) if self.layer else None
+        shift = None if segment is None else segment.shift
+        if now.ids is not None and (before in now.decided or shift is not None):
+            ids, _ = positions.renumbered(now, before, shift)
+            rotations = adapter.rotations(self.layer, hidden, ids)
+        elif rotations is not None and table is not None:
             index = fill(table).to(hidden.device)
             rotations = tuple(gather(part, index) for part in rotations)
         found: list[Looked] = []
@@ -196,6 +207,29 @@ class LayerHook:
                     index = torch.arange(index.shape[1]).expand_as(index).to(index.device)
                 now.memo[key] = (tuple(gather(part, index) for part in pair), pair)
             kwargs["position_embeddings"] = now.memo[key][0]
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = None
+
+    def _renumber(
+        self,
+        now: Pass,
+        first: int | None,
+        segment: Segment | None,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+    ) -> None:
+        """Cos and sin of contiguous positions, as if what was dropped had never been there."""
+        pair = kwargs["position_embeddings"]
+        key = (first, segment and segment.first_layer, "anew", id(pair[0]))
+        if key not in now.memo:
+            shift = None if segment is None else segment.shift
+            if faults.is_on("stale_position_shift"):
+                shift = None
+            ids, moved = positions.renumbered(now, first, shift)
+            if segment is not None and moved is not None:
+                now.shifts[segment.first_layer] = moved
+            now.memo[key] = (self.decoder.adapter.rotations(self.layer, hidden, ids), pair)
+        kwargs["position_embeddings"] = now.memo[key][0]
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = None
 

@@ -31,12 +31,15 @@ class Segment:
         holes: whether any slot is a hole (known on the host, so that decoding never asks).
         tail_from: every original token from this one on follows `slots` without a gap; the tail
             is never stored, so a decoded token costs nothing here.
+        shift: (b, 1) how far these layers' own numbering moved later position ids down; None
+            where they keep their ids.
     """
 
     first_layer: int
     slots: Int[Tensor, "b p"]
     holes: bool
     tail_from: int
+    shift: Int[Tensor, "b 1"] | None = None
 
     def table(self, seen: int) -> Int[Tensor, "b q"]:
         """(b, p + tail) the original index of every slot when `seen` tokens have gone by."""
@@ -95,6 +98,8 @@ class Tables:
             index = torch.arange(len(index)) % len(index)
         for segment in self.segments:
             segment.slots = segment.slots.index_select(0, index.to(segment.slots.device))
+            if segment.shift is not None:
+                segment.shift = segment.shift.index_select(0, index.to(segment.shift.device))
         if self.shift is not None:
             self.shift = self.shift.index_select(0, index.to(self.shift.device))
 

@@ -19,8 +19,9 @@ Needs:
 Differs from the paper's code:
     Two of its three stages differ. The merging of alike 3 x 3 windows after the tower's first
     block is left out. After prefill there, caches of layers 2 to 14 are cut down to the tokens
-    that survived to the end; here every layer keeps what ran in it. Position ids stay; there they
-    are counted anew. The key set is read in the block that feeds the projector, not in the last.
+    that survived to the end; here every layer keeps what ran in it. Position ids stay; the presets
+    number deeper layers' tokens anew, as there. The key set is read in the block that
+    feeds the projector, not in the last.
 
 When it fails:
     Thresholds were published for TextVQA and one VizWiz case only, and the count then depends on
@@ -55,7 +56,8 @@ _LAYERS, _OF = (3, 7, 11, 15), 32
 
 
 def _thresholds(source: str, together: float, single: float) -> Preset:
-    return Preset(f"{_RELEASE}: {source}", {"together": together, "single": single})
+    fields = {"together": together, "single": single}
+    return Preset(f"{_RELEASE}: {source}", fields, positions="reindex")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ Needs:
     states; no attention map).
 
 Differs from the paper's code:
-    Position ids stay as they are; there deeper layers count anew. Counts are rounded half up
-    instead of down. On LLaVA-NeXT newline tokens stay and do not compete, and every picture of a
-    prompt is served, not the first. Grouped-query heads are served (there they fail).
+    Position ids stay; the preset numbers deeper layers' tokens anew, as there. Counts are rounded
+    half up instead of down. On LLaVA-NeXT newline tokens stay and do not compete, and every
+    picture of a prompt is served, not the first. Grouped-query heads are served (there they fail).
 
 When it fails:
     A quarter of the layers run on everything, so the average cannot fall below a quarter: for
@@ -59,7 +59,7 @@ class PyramidDrop(DecoderMethod):
     at: tuple[int, ...] | None = None
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.AHEAD})
     presets: ClassVar[dict[str, Preset]] = {
-        "authors": Preset(_RELEASE, {"schedule": (0.5, 0.25, 0.125)}),
+        "authors": Preset(_RELEASE, {"schedule": (0.5, 0.25, 0.125)}, positions="reindex"),
     }
 
     def layers_in(self, total: int) -> tuple[int, ...]:

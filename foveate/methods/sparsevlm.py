@@ -18,9 +18,10 @@ Needs:
 
 Differs from the paper's code:
     This is v1.5: fixed counts. (The ICML text's rank rule decides the count itself and is left
-    out.) A merged token lives where its cluster's centre was, with that position id; there it
-    goes to the end of the picture and deeper layers count positions anew. A tie goes to the lower
-    slot, where released code adds noise. With no rater at all every text token rates (NaN there).
+    out.) A merged token lives where its cluster's centre was; there it goes to the end of the
+    picture. Position ids stay; the presets number deeper layers' tokens anew, as there. A tie goes
+    to the lower slot, where released code adds noise. With no rater at all every text token rates
+    (NaN there).
     Preset counts include merged tokens: 309/204/113, 312/117/39, 249/55/27, 82/32/18. Averaged
     over executed layers they are 206.5, 145.4, 114.1 and 82.2: the authors' accounting ("192",
     "128", "96", "64") takes the deciding layer as already reduced.
@@ -57,6 +58,11 @@ _LAYERS, _OF = (3, 7, 16), 32
 _SHAPE = (309, 204, 113)
 
 
+def _released(kept: str, schedule: tuple[int, ...]) -> Preset:
+    source = f"{_RELEASE}: {kept} + merged"
+    return Preset(source, {"schedule": schedule}, positions="reindex")
+
+
 @dataclasses.dataclass(frozen=True)
 class SparseVLM(DecoderMethod):
     """Let the words that the picture matches vote, and recycle what they turn down.
@@ -71,12 +77,10 @@ class SparseVLM(DecoderMethod):
     recycle: bool = True
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.BEFORE, Reads.START, Reads.TEXT})
     presets: ClassVar[dict[str, Preset]] = {
-        "authors-192": Preset(f"{_RELEASE}: 300/200/110 + merged", {"schedule": (309, 204, 113)}),
-        "authors-128": Preset(f"{_RELEASE}: 303/110/36 + merged", {"schedule": (312, 117, 39)}),
-        "authors-96": Preset(
-            "the same on branch main: 238/48/26 + merged", {"schedule": (249, 55, 27)}
-        ),
-        "authors-64": Preset(f"{_RELEASE}: 66/30/17 + merged", {"schedule": (82, 32, 18)}),
+        "authors-192": _released("300/200/110", (309, 204, 113)),
+        "authors-128": _released("303/110/36", (312, 117, 39)),
+        "authors-96": _released("on branch main 238/48/26", (249, 55, 27)),
+        "authors-64": _released("66/30/17", (82, 32, 18)),
     }
 
     def layers_in(self, total: int) -> tuple[int, ...]:

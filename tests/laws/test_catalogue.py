@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,19 +51,20 @@ AVERAGE = 0.7
 
 
 def check_pruned_is_the_reference(
-    case: Case, method: str | Compressor, keep: int | float
+    case: Case, method: str | Compressor, keep: int | float | None, **options: Any
 ) -> list[Item]:
     """The asked count, and the logits of an independent recompute of what P says."""
     model, batch = case.model(), case.batch()
     model(**batch.inputs)  # transformers installs its own hooks in a first run
     before, state = copied(batch.inputs), snapshot(model)
-    with foveate.attach(model, method, keep=keep) as run:
+    with foveate.attach(model, method, keep=keep, **options) as run:
         out = model(**batch.inputs).logits
         items = run.items
     assert_unchanged(batch.inputs, before)
     assert_same_state(state, snapshot(model))
     assert out.isfinite().all()
-    check_budget(run.method, items, keep)
+    if keep is not None:
+        check_budget(run.method, items, keep)
     if run.method.stage in (Stage.IMAGE, Stage.ENCODER):
         return items  # the tower itself is another one: tests/attach/test_tower.py
     for row, slots in enumerate(batch.slots):
@@ -70,7 +73,7 @@ def check_pruned_is_the_reference(
         if run.method.stage == Stage.VISION and merged:
             continue  # merged before the projector: tests/attach/test_projection.py
         first = int(batch.inputs["attention_mask"][row].argmax())
-        plan = recorded(mine, [s - first for s in slots])
+        plan = recorded(mine, [s - first for s in slots], run.positions)
         truth = reference.logits(model, case.alone(batch.rows[row]), plan)
         got = out[row, first : first + len(truth)]
         assert_close(got, truth, case.dtype, f"{run.method}, row {row}")
@@ -89,7 +92,7 @@ def check_budget(method: Compressor, items: list[Item], keep: int | float) -> No
             assert item.mapping.m == wanted
 
 
-def recorded(items: list[Item], slots: list[Tensor]) -> Plan:
+def recorded(items: list[Item], slots: list[Tensor], positions: str) -> Plan:
     """What was decided, for the reference to do again."""
     steps = [{0 if k is None else k: p for k, p in item.steps} for item in items]
 
@@ -99,7 +102,8 @@ def recorded(items: list[Item], slots: list[Tensor]) -> Plan:
             return reference.keep_all(picture, layer, x)
         return p.anchors, None if p.is_selection else p.to_matrix()
 
-    return Plan(slots, decide, sorted({layer for each in steps for layer in each}) or (0,))
+    layers = sorted({layer for each in steps for layer in each}) or (0,)
+    return Plan(slots, decide, layers, positions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,6 +129,38 @@ def test_every_method_between_layers_on_every_family(
     check_pruned_is_the_reference(
         Case(family, images=images, padding=padding), INSIDE[name], AVERAGE
     )
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("name", INSIDE)
+@torch.no_grad()
+def test_deeper_layers_number_their_tokens_anew(name: str, family: str) -> None:
+    case = Case(family, images=(2, 1))
+    check_pruned_is_the_reference(case, INSIDE[name], AVERAGE, positions="reindex")
+
+
+SCHEDULES = {
+    "pyramiddrop": (0.5, 0.25, 0.125),
+    "sparsevlm": (0.6, 0.4, 0.2),
+    "mustdrop": (0.9, 0.8, 0.5),
+    "fastv": (0.3,),
+    "dart": (12,),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@torch.no_grad()
+def test_a_schedule_is_followed_outright(name: str) -> None:
+    schedule = SCHEDULES[name]
+    method = catalog.make(name, schedule=schedule)
+    for item in check_pruned_is_the_reference(Case("llava_next", images=(2, 1)), method, None):
+        wanted = [s if isinstance(s, int) else resolve_keep(s, item.n) for s in schedule]
+        assert [p.m for _, p in item.steps] == wanted
+    with pytest.raises(BudgetError, match="states its own budget"):
+        foveate.attach(Case("llava").model(), method, keep=0.5)
+    wrong = catalog.make(name, schedule=(*schedule, 1))
+    with pytest.raises(BudgetError, match="one count for each"):
+        check_pruned_is_the_reference(Case("llava_next"), wrong, None)
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
