@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import foveate
 from foveate import catalog
 from foveate.compressor import Compressor, check_keep, with_preset
 from foveate.errors import BudgetError, InputError, UnknownName
+from foveate.evaluation.data import Dialogue
+from foveate.mapping import Mapping
 
 Keep = int | float
+# Of each dialogue, of each picture: the mappings of a method's parts (`Item.answers`).
+Chosen = list[list[list[Mapping]]]
 
 EACH, FIRST, BOTH = "each", "first", "both"
 TURNS = (EACH, FIRST, BOTH)
@@ -75,10 +79,26 @@ class Setting:
 
     def make(self) -> Compressor:
         """The compressor."""
+        return self.resolved()[0]
+
+    def resolved(self) -> tuple[Compressor, Keep | None]:
+        """The compressor and the budget, a preset's own included; None: its fields decide."""
         if self.preset is not None:
             cls = catalog.method_class(self.method)
-            return with_preset(cls, self.preset, **dict(self.fields))[0]
-        return catalog.make(self.method, **dict(self.fields))
+            return with_preset(cls, self.preset, **dict(self.fields))[:2]
+        return catalog.make(self.method, **dict(self.fields)), self.keep
+
+    def told(
+        self, model: Any, dialogues: Sequence[Dialogue], inputs: Callable[[], dict[str, Any]]
+    ) -> Chosen | None:
+        """What to keep of each dialogue's pictures, where it is not the method that decides.
+
+        Args:
+            model: as loaded; it is not run.
+            dialogues: those of the rows.
+            inputs: makes those of their first turn, pictures not yet encoded.
+        """
+        return None
 
     @property
     def options(self) -> dict[str, Any]:
