@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from foveate.attach import Encoded, Item, encode
+from foveate.attach import Encoded, Item, Run, encode
 from foveate.compressor import Reads, Stage
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.settings import FIRST, Chosen, Setting
@@ -82,6 +82,21 @@ class Batch:
             self.model, self.dialogues, lambda: self.inputs(rows, 0, [[]] * len(rows))
         )
 
+    def attach(
+        self, setting: Setting, rows: Sequence[int], chosen: Chosen | None, **options: Any
+    ) -> Run:
+        """A setting on the model.
+
+        Args:
+            setting: what is attached.
+            rows: the dialogues of the prefills to come.
+            chosen: what their pictures keep; None where the method decides.
+            options: further ones of `foveate.attach`.
+        """
+        if chosen is not None:
+            options["_recorded"] = [picture for row in rows for picture in chosen[row]]
+        return setting.attach(self.model, processor=self.processor, **options)
+
     @torch.no_grad()
     def _turn(
         self,
@@ -98,13 +113,11 @@ class Batch:
                 self._encoded[rows] = encode(self.model, inputs, self.reads)
             shared = self._encoded[rows]
             inputs, options = shared.with_text(inputs), {"encoded": shared}
-        if chosen is not None:
-            options["_recorded"] = [picture for row in rows for picture in chosen[row]]
         length = inputs["input_ids"].shape[1]
         attached = (
             contextlib.nullcontext()
             if setting is None
-            else setting.attach(self.model, processor=self.processor, **options)
+            else self.attach(setting, rows, chosen, **options)
         )
         with attached as run:
             out = self.model.generate(

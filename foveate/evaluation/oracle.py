@@ -61,6 +61,15 @@ class Oracle(Setting):
         return found
 
 
+def check(data: Sequence[Dialogue]) -> None:
+    """Raise an InputError unless all dialogues are about shipped scenes."""
+    if any(each.scene is None for each in data):
+        raise InputError(
+            "The oracle is told what a picture shows, which is known of the shipped scenes only.\n"
+            "Leave it out, or compare on the scenes."
+        )
+
+
 def ground_truth(dialogue: Dialogue) -> Bool[np.ndarray, "h w"]:
     """Which pixels of a dialogue's scene show an object or a plate.
 
@@ -69,11 +78,8 @@ def ground_truth(dialogue: Dialogue) -> Bool[np.ndarray, "h w"]:
     """
     from foveate.reference.scenes import scene
 
-    if dialogue.scene is None:
-        raise InputError(
-            "The oracle is told what a picture shows, which is known of the shipped scenes only.\n"
-            "Leave it out, or compare on the scenes."
-        )
+    check([dialogue])
+    assert dialogue.scene is not None
     found: np.ndarray = scene(*dialogue.scene).owners > 0
     return found
 

@@ -26,8 +26,10 @@ from foveate.evaluation import (
     from_reference,
     report,
     summary,
+    tables,
 )
 from foveate.evaluation.answering import Batch
+from foveate.evaluation.asking import Group
 from foveate.evaluation.cost import Cost
 from foveate.evaluation.settings import Setting
 from foveate.evaluation.store import Store
@@ -71,9 +73,14 @@ def run(loaded: tuple[Any, Any], out: Path, **changes: Any) -> Comparison:
 
 
 def untimed(found: Comparison) -> dict[str, Any]:
-    record = dataclasses.asdict(dataclasses.replace(found, prefill_seconds=0.0, batch=0))
-    for row in record["rows"]:
-        row["time"] = None
+    record = found.to_dict()
+    for each in (record, *record["models"]):
+        each["prefill_seconds"] = each["batch"] = None
+        for row in each["rows"]:
+            row["time"] = None
+        for reuse in each["reuse"]:
+            if reuse["price"]:
+                reuse["price"]["time"] = None
     return record
 
 
@@ -193,9 +200,13 @@ def test_other_data_is_not_mixed_with_stored_answers(
 def test_what_a_model_cannot_do_is_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     out = run(loaded, tmp_path, data=from_reference(2), methods=["trim", "pool"], budgets=[4, 26])
     assert [row.budget for row in out.rows] == ["4"]
-    assert [(m, b) for m, b, _ in out.skipped] == [("trim", "4"), ("trim", "26"), ("pool", "26")]
-    assert "CLIP" in out.skipped[0][2]
-    assert "n=25" in out.skipped[2][2]
+    assert [(s.method, s.budget) for s in out.skipped] == [
+        ("trim", "4"),
+        ("trim", "26"),
+        ("pool", "26"),
+    ]
+    assert "CLIP" in out.skipped[0].reason
+    assert "n=25" in out.skipped[2].reason
 
 
 def test_a_comparison_of_which_nothing_is_left(loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -205,7 +216,7 @@ def test_a_comparison_of_which_nothing_is_left(loaded: tuple[Any, Any], tmp_path
     assert not out.rows
     json.dumps(out.to_dict(), allow_nan=False)
     console = Console(width=80, file=io.StringIO())
-    console.print(*report.tables(out))
+    console.print(*tables.tables(out))
     assert "wrong picture" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert "wrong picture" not in report.write_html(out, tmp_path / "report.html").read_text()
 
@@ -225,7 +236,7 @@ def test_every_turn_and_kind_is_set_against_the_full_model(
             store.add(key, each.name, answers=said, **counted)
     store.close()
     price = Cost(1, 1, Ratio(1.0, 1.0, 1.0, 1.0))
-    made = summary.row(store, data, [setting], price, price)
+    made = summary.row([store], data, Group([setting]), price, price)
     assert made.accuracy.turns == (0.5, 0.0)
     assert made.difference[0] == pytest.approx(-2 / 3)
     # Turn 1: the second of two dialogues is lost; both, one or none of them is drawn.
@@ -248,12 +259,12 @@ def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path
 def test_the_tables_show_every_row_in_eighty_columns(found: Comparison) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:
-        console.print(*report.tables(found))
+        console.print(*tables.tables(found))
     text = capture.get()
     for row in found.rows:
         assert f"{row.accuracy.mean:.3f}" in text
-        assert report.delta(row) in text
-        assert report.costs(row)[2] in text
+        assert tables.delta(row) in text
+        assert tables.costs(row)[2] in text
         assert row.method in text
     assert "grey picture" in text
     assert "wrong picture" in text
@@ -272,7 +283,7 @@ def test_the_html_needs_nothing_else(
     assert text.count("data:image/png") == 2
     assert text.count("data:image/svg") == 2
     for row in found.rows:
-        assert report.delta(row) in text
+        assert tables.delta(row) in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
