@@ -100,14 +100,18 @@ class Asking:
         """Leave out what the first pictures' sizes rule out already, and say so."""
         batch = self.batch(0, min(len(self.data), self.batch_size))
         sizes = self._sizes(batch)
+        said: dict[str, None] = {}
         for group in self.groups:
             found = refusal(self.model, group.first, sizes)
             if found is None:
                 continue
             group.skip(*found)
-            if self.progress is not None and group.skipped is not None:
-                short = group.skipped.short or found[0].splitlines()[0]
-                self.progress.console.print(f"{group.name}: {short}", highlight=False)
+            assert group.skipped is not None
+            short = group.skipped.short or found[0].splitlines()[0]
+            said[f"{group.first.label} {group.first.budget}: {short}"] = None
+        if self.progress is not None:
+            for line in said:
+                self.progress.console.print(line, highlight=False, markup=False)
 
     def run(self) -> None:
         """Ask what is not stored yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -87,11 +88,18 @@ def of_models(found: Comparison, row: Row) -> list[Row]:
 
 
 def entries(found: Comparison) -> list[Row | Skipped]:
-    """Rows, and budgets that are out of reach beside those of the same method."""
-    out_of_reach = [each for each in found.skipped if each.short]
-    together: list[Row | Skipped] = [*found.rows, *out_of_reach]
+    """Rows, and budgets that are out of reach beside those of the same method; oracles last."""
+    both = {(each.method, each.budget) for each in found.skipped if each.turns == "each"}
+    out_of_reach = [
+        each
+        for each in found.skipped
+        if each.short and (each.turns != "first" or (each.method, each.budget) not in both)
+    ]
+    methods = [row for row in found.rows if not row.oracle]
+    together: list[Row | Skipped] = [*methods, *out_of_reach]
     order = list(dict.fromkeys(each.method for each in together))
-    return sorted(together, key=lambda each: order.index(each.method))
+    oracles = [row for row in found.rows if row.oracle]
+    return [*sorted(together, key=lambda each: order.index(each.method)), *oracles]
 
 
 def named(each: Row | Reuse | Skipped) -> str:
@@ -123,9 +131,9 @@ def reuse_notes(found: Comparison) -> list[str]:
         return ["The price of a later turn is measured on images only."]
     return [
         "again: tokens that enter the LLM where a later turn runs the conversation again;",
-        "new: where it goes on from the cache; time: of the second over the first, up to the",
-        f"answer's first token, one conversation at a time; mean of {measured[0].turns} later "
-        "turns, in turns.",
+        "new: where it goes on from the cache; time: the second's over the first's, alternated, up "
+        "to the",
+        f"answer's first token, one conversation at a time, {measured[0].turns} later turns.",
     ]
 
 
@@ -141,9 +149,13 @@ def _ratio(ratio: Ratio) -> str:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    out = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for number, name in enumerate(columns):
-        out.add_column(name, justify="right" if number else "left", no_wrap=True)
+        # A long name takes a second line; numbers are never cut.
+        side: Any = "right" if number else "left"
+        out.add_column(name, justify=side, no_wrap=bool(number), overflow="fold")
     return out
 
 
