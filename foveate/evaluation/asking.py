@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from foveate.compressor import Reads, Stage
@@ -123,7 +124,7 @@ class Asking:
             stop = min(start + self.batch_size, len(self.data))
             for name in self._conditions(start, stop):
                 if self.progress is not None and task is not None:
-                    self.progress.update(task, description=name, advance=stop - start)
+                    self.progress.update(task, description=escape(name), advance=stop - start)
 
     def batch(self, start: int, stop: int, condition: str = FULL) -> Batch:
         """These dialogues, with their own, no, or each other's pictures."""

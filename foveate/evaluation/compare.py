@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.markup import escape
 from rich.progress import Progress
 
 from foveate.adapters import adapter_for
@@ -239,7 +240,7 @@ class _Task:
             paid = self.turns == BOTH and group.turns == FIRST and group.skipped is None
             prices.append(self._price(asking, group.first) if paid else None)
             if self.progress is not None and task is not None:
-                self.progress.update(task, description=f"timing {group.name}", advance=1)
+                self.progress.update(task, description=f"timing {escape(group.name)}", advance=1)
         base = [each.time.base_seconds for each in known.values() if each.time is not None]
         # With every method left out, nothing has been timed beside the full model.
         base = base or [

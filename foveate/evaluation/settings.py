@@ -35,6 +35,7 @@ class Setting:
         fields: fields of the method that differ from its defaults.
         turns: whether the tokens are chosen at ``"each"`` turn of a dialogue, or at the
             ``"first"`` for all of it.
+        drawn: further fields, the seeds of this draw.
     """
 
     method: str
@@ -42,11 +43,12 @@ class Setting:
     preset: str | None = None
     fields: tuple[tuple[str, Any], ...] = ()
     turns: str = EACH
+    drawn: tuple[tuple[str, int], ...] = ()
 
     @property
     def label(self) -> str:
         """The method with what was set, without the budget: "divprune", "visionzip@authors-64"."""
-        shown = [f"{key}={_typed(value)}" for key, value in self.fields if not _is_seed(key)]
+        shown = [f"{key}={_typed(value)}" for key, value in self.fields]
         return (
             self.method
             + (f"@{self.preset}" if self.preset else "")
@@ -66,11 +68,15 @@ class Setting:
         parts: dict[str, Any] = {
             "keep": self.keep,
             "preset": self.preset,
-            "fields": dict(self.fields),
+            "fields": self._fields,
         }
         if self.turns != EACH:
             parts["turns"] = self.turns
         return f"{self.method} {json.dumps(parts, sort_keys=True)}"
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return dict(self.fields + self.drawn)
 
     @property
     def reads_prompt(self) -> bool:
@@ -85,8 +91,8 @@ class Setting:
         """The compressor and the budget, a preset's own included; None: its fields decide."""
         if self.preset is not None:
             cls = catalog.method_class(self.method)
-            return with_preset(cls, self.preset, **dict(self.fields))[:2]
-        return catalog.make(self.method, **dict(self.fields)), self.keep
+            return with_preset(cls, self.preset, **self._fields)[:2]
+        return catalog.make(self.method, **self._fields), self.keep
 
     def told(
         self, model: Any, dialogues: Sequence[Dialogue], inputs: Callable[[], dict[str, Any]]
@@ -107,7 +113,7 @@ class Setting:
             "method": self.method,
             "keep": self.keep,
             "preset": self.preset,
-            **dict(self.fields),
+            **self._fields,
         }
 
     def attach(self, model: Any, **options: Any) -> foveate.Run:
@@ -193,7 +199,8 @@ def expand(
             For all others both are the same: they come once.
 
     Returns:
-        One group for each row of the table: the draws that are averaged in it.
+        One group for each row of the table: the draws that are averaged in it. What is asked for
+        twice comes once.
 
     Raises:
         UnknownName: no such method, preset, field or way of turning.
@@ -203,7 +210,7 @@ def expand(
         raise UnknownName("way of turning", turns, TURNS)
     for keep in budgets:
         check_keep(keep)
-    groups = []
+    groups: list[tuple[Setting, ...]] = []
     for text in methods:
         setting = parse_method(text)
         given = dict(setting.fields)
@@ -213,11 +220,8 @@ def expand(
         own: list[Keep | None] = [None] if states else [*budgets]
         ways = [turns] if setting.reads_prompt else [EACH]
         groups += [
-            [
-                dataclasses.replace(setting, keep=budget, fields=setting.fields + seed, turns=way)
-                for seed in seeds
-            ]
-            for budget in own
+            tuple(dataclasses.replace(setting, keep=k, turns=way, drawn=seed) for seed in seeds)
+            for k in own
             for way in ((EACH, FIRST) if ways == [BOTH] else ways)
         ]
-    return groups
+    return [list(group) for group in dict.fromkeys(groups)]

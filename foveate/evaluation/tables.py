@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from foveate.evaluation.comparison import Accuracy, Comparison, Price, Reuse, Row, Skipped
@@ -17,7 +18,8 @@ def tables(found: Comparison) -> list[Table]:
     """Accuracy, cost, and what else was asked for, for the terminal; each fits into 80 columns."""
     turns = turn_names(len(found.full.turns))
     accuracy = _table(
-        f"{found.model} on {found.data}: {found.questions} questions, {found.dialogues} dialogues",
+        escape(f"{found.model} on {found.data}: ")
+        + f"{found.questions} questions, {found.dialogues} dialogues",
         ("method", "keep", *turns, "Avg", r"- full \[95 %]"),
     )
     accuracy.add_row("full model", "100%", *cells(found.full), "", style="bold")
@@ -32,15 +34,17 @@ def tables(found: Comparison) -> list[Table]:
     anew = {(row.method, row.budget) for row in found.rows if row.turns == "each"}
     for row in entries(found):
         if isinstance(row, Skipped):
-            accuracy.add_row(named(row), row.budget, *[""] * (len(turns) + 1), row.short)
+            accuracy.add_row(escape(named(row)), row.budget, *[""] * (len(turns) + 1), row.short)
             continue
         style = "italic" if row.oracle else None
-        accuracy.add_row(named(row), row.budget, *cells(row.accuracy), delta(row), style=style)
+        accuracy.add_row(
+            escape(named(row)), row.budget, *cells(row.accuracy), delta(row), style=style
+        )
         # A first turn is the same wherever later ones choose.
         if row.turns != "first" or (row.method, row.budget) not in anew:
-            cost.add_row(named(row), row.budget, *counts(row), *costs(row), style=style)
-    accuracy.caption, accuracy.caption_justify = "\n".join(notes(found)) or None, "left"
-    cost.caption, cost.caption_justify = _caption(found), "left"
+            cost.add_row(escape(named(row)), row.budget, *counts(row), *costs(row), style=style)
+    accuracy.caption, accuracy.caption_justify = escape("\n".join(notes(found))) or None, "left"
+    cost.caption, cost.caption_justify = escape(_caption(found)), "left"
     shown = [accuracy, cost]
     if found.reuse:
         shown.append(_reuse_table(found))
@@ -55,7 +59,7 @@ def _reuse_table(found: Comparison) -> Table:
         ("method", "keep", r"first - each \[95 %]", "again", "new", r"time \[quartiles]"),
     )
     for each in found.reuse:
-        out.add_row(named(each), each.budget, interval(each.difference), *paid(each.price))
+        out.add_row(escape(named(each)), each.budget, interval(each.difference), *paid(each.price))
     out.caption, out.caption_justify = "\n".join(reuse_notes(found)), "left"
     return out
 
@@ -73,7 +77,7 @@ def _models_table(found: Comparison) -> Table:
         ends = f"{min(gains):+.3f}", f"{max(gains):+.3f}"
         gain, spread = row.difference[0], row.spread
         values = f"{row.accuracy.mean:.3f}", f"{spread.accuracy:.3f}", f"{gain:+.3f}"
-        out.add_row(named(row), row.budget, *values, f"{spread.difference:.3f}", *ends)
+        out.add_row(escape(named(row)), row.budget, *values, f"{spread.difference:.3f}", *ends)
     return out
 
 

@@ -223,7 +223,7 @@ def test_a_budget_out_of_reach_is_told_before_the_model_runs(
         return whole(batch, setting)
 
     monkeypatch.setattr(Batch, "converse", noted)
-    methods = ["fastv", "visionzip/fastv", "visionzip/fastv:keeps=[0.5,0.3]"]
+    methods = ["fastv", "visionzip/fastv", "visionzip/fastv:keeps=[0.5,0.3]"]  # brackets, too
     with Progress(console=Console(file=said, width=200), disable=True) as progress:
         out = run(
             loaded,
@@ -249,11 +249,12 @@ def test_a_budget_out_of_reach_is_told_before_the_model_runs(
         ("fastv", "5%", 7),
         ("visionzip/fastv", "5%", 2),
     ]
-    console = Console(width=80)
+    console = Console(width=120)
     with console.capture() as capture:
         console.print(*tables.tables(out))
     text = capture.get()
     assert re.search(r"fastv +5% +not reachable, lowest 7", text)
+    assert "visionzip/fastv:keeps=[0.5,0.3]" in text
     assert "left out" not in text
     page = report.write_html(out, tmp_path / "report.html").read_text()
     assert "not reachable, lowest 7" in page

@@ -94,7 +94,8 @@ def test_budgets_that_a_method_states_itself_come_once() -> None:
 
 def test_every_part_of_a_chain_is_drawn_anew() -> None:
     ((*drawn,),) = expand(["random/fastv"], [0.5], draws=2)
-    assert [dict(setting.fields) for setting in drawn] == [{"random.seed": 0}, {"random.seed": 1}]
+    assert [dict(setting.drawn) for setting in drawn] == [{"random.seed": 0}, {"random.seed": 1}]
+    assert len(expand(["pool", "random", "pool"], [0.5])) == 2
     assert {setting.label for setting in drawn} == {"random/fastv"}
     assert drawn[1].make() == foveate.chain(foveate.Random(seed=1), "fastv")
 
@@ -122,8 +123,8 @@ def test_what_is_random_is_drawn_several_times_and_presets_once() -> None:
         ("random", "50%", 3),
         ("pool", "4", 1),
         ("pool", "50%", 1),
-        ("random", "4", 1),
-        ("random", "50%", 1),
+        ("random:seed=5", "4", 1),
+        ("random:seed=5", "50%", 1),
         ("visionzip@authors-64", "preset", 1),
     ]
     assert len({setting.key for group in groups for setting in group}) == sum(map(len, groups))
