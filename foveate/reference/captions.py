@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.reference.layout import Layout, Thing
-from foveate.reference.questions import Question, owners, ranking
+from foveate.reference.questions import Question, owners, question, ranking
 from foveate.reference.referring import attribute, name, phrase
 
 
@@ -24,10 +24,10 @@ def describe(layout: Layout, rng: np.random.Generator) -> Question | None:
     """Everything about one object that is named by one or two attributes."""
     target = layout.things[rng.integers(len(layout.things))]
     who = name(layout.things, target, rng)
-    about = (owners(layout, [target]),)
-    return (
-        Question("describe", f"describe the {who} .", description(target), about) if who else None
-    )
+    if not who:
+        return None
+    parts = ["describe the", (who, [target]), "."]
+    return question("describe", layout, parts, description(target), (owners(layout, [target]),))
 
 
 def listing(layout: Layout, rng: np.random.Generator) -> Question:
@@ -51,4 +51,5 @@ def tally(layout: Layout, rng: np.random.Generator) -> Question:
     other = "shape" if part == "colour" else "colour"
     answer = " , ".join(str(attribute(thing, other)) for thing in found)
     about = tuple(owners(layout, [thing]) for thing in found for _ in range(2))[:-1]
-    return Question("tally", f"list the {phrase({part: word}, many=True)} .", answer, about)
+    parts = ["list the", (phrase({part: word}, many=True), found), "."]
+    return question("tally", layout, parts, answer, about)

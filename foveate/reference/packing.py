@@ -29,7 +29,8 @@ class Packed:
         labels: int64[b, t] what the token *at* this place must predict next; -100: nothing.
         positions: int64[b, t] position counted from the first text token of each dialogue.
         groups: int64[b, t] which dialogue a token belongs to; -1 is padding.
-        about: bool[b, t, 13] which owners the next word is read from.
+        about: bool[b, t, owners] which owners the next word is read from.
+        named: bool[b, t, owners] which owners are meant by the name that ends at this word.
     """
 
     ids: Tensor
@@ -37,6 +38,7 @@ class Packed:
     positions: Tensor
     groups: Tensor
     about: Tensor
+    named: Tensor
 
 
 def text_encoder() -> Encode:
@@ -49,13 +51,14 @@ def pack(batch: Sequence[Sequence[Sequence[Question]]], encode: Encode) -> Packe
     """Pack `batch[picture][dialogue][turn]`; every answer and its </s> is supervised."""
     table = words.vocabulary()
     user, assistant, end = table[words.USER], table[words.ASSISTANT], table[words.EOS]
-    rows, sources = [], []
+    rows, sources, meanings = [], [], []
     for dialogues in batch:
         ids: list[int] = []
         labels: list[int] = []
         positions: list[int] = []
         groups: list[int] = []
         about: list[tuple[int, ...]] = []
+        named: list[tuple[int, ...]] = []
         for group, turns in enumerate(dialogues):
             mine: list[int] = []
             wanted: list[int] = []
@@ -67,22 +70,32 @@ def pack(batch: Sequence[Sequence[Sequence[Question]]], encode: Encode) -> Packe
                 wanted += [IGNORE] * (len(asked) - 1) + answer + [IGNORE]
                 said = question.about * (1 if len(question.about) > 1 else len(answer) - 1)
                 about += [()] * (len(asked) - 1) + [*said, (), ()]
+                meant = dict(question.named)
+                first = 1 if turn else 0  # the place of the text's first word
+                named += [meant.get(at - first, ()) for at in range(len(asked) + len(answer))]
             ids += mine
             labels += wanted
             positions += range(len(mine))
             groups += [group] * len(mine)
         rows.append((ids, labels, positions, groups))
         sources.append(about)
+        meanings.append(named)
     longest = max(len(row[0]) for row in rows)
     filled = [
         torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
         for part, fill in enumerate((table[words.PAD], IGNORE, 0, -1))
     ]
-    read = torch.zeros(len(rows), longest, MOST_OWNERS, dtype=torch.bool)
-    for row, each in enumerate(sources):
+    owners = (_owner_sets(each, longest) for each in (sources, meanings))
+    return Packed(*filled, *owners)
+
+
+def _owner_sets(rows: Sequence[Sequence[tuple[int, ...]]], longest: int) -> Tensor:
+    """Owners per place as bool[b, longest, owners]."""
+    found = torch.zeros(len(rows), longest, MOST_OWNERS, dtype=torch.bool)
+    for row, each in enumerate(rows):
         for place, owners in enumerate(each):
-            read[row, place, list(owners)] = True
-    return Packed(filled[0], filled[1], filled[2], filled[3], read)
+            found[row, place, list(owners)] = True
+    return found
 
 
 def attention_mask(groups: Tensor, prefix: int) -> Tensor:

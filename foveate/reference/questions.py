@@ -31,12 +31,15 @@ class Question:
         text, answer: words separated by spaces.
         about: which owners (numbers of `labels.owner_table`) each word of the answer is read
             from; one entry stands for all words. Training alone looks at it.
+        named: for the last word of each name in the text, its place and the owners meant.
+            Training alone looks at it.
     """
 
     kind: str
     text: str
     answer: str
     about: tuple[tuple[int, ...], ...] = ((),)
+    named: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 def dialogue(scene: Scene, seed: int) -> list[Question]:
@@ -61,9 +64,33 @@ def ask(kind: str, layout: Layout, rng: np.random.Generator) -> Question | None:
     for _ in range(_ATTEMPTS):
         found = _ASKERS[kind](layout, rng)
         if found is not None:
-            text, answer, about = found
-            return Question(kind, text, answer, (owners(layout, about),))
+            parts, answer, about = found
+            return question(kind, layout, parts, answer, (owners(layout, about),))
     return None
+
+
+def question(
+    kind: str,
+    layout: Layout,
+    parts: Sequence[Part],
+    answer: str,
+    about: tuple[tuple[int, ...], ...],
+) -> Question:
+    """A turn whose text is put together from plain words and names.
+
+    Args:
+        kind, answer, about: as in `Question`.
+        layout: the scene.
+        parts: words, or a name and the things that it means.
+    """
+    said: list[str] = []
+    named = []
+    for part in parts:
+        text, things = (part, None) if isinstance(part, str) else part
+        said += text.split()
+        if things is not None:
+            named.append((len(said) - 1, owners(layout, things)))
+    return Question(kind, " ".join(said), answer, about, tuple(named))
 
 
 def owners(layout: Layout, about: Sequence[Thing | Plate]) -> tuple[int, ...]:
@@ -72,17 +99,19 @@ def owners(layout: Layout, about: Sequence[Thing | Plate]) -> tuple[int, ...]:
     return tuple(everything.index(each) + 1 for each in about)
 
 
-# Text, answer, and the things or plates that it is read from.
-Asked = tuple[str, str, Sequence[Thing | Plate]] | None
+# Words, or a name and what it means.
+Part = str | tuple[str, Sequence[Thing | Plate]]
+# The text's parts, the answer, and the things or plates that it is read from.
+Asked = tuple[Sequence[Part], str, Sequence[Thing | Plate]] | None
 
 
-def _attribute_question(kind: str, text: str) -> Callable[[Layout, np.random.Generator], Asked]:
+def _attribute_question(kind: str, opening: str) -> Callable[[Layout, np.random.Generator], Asked]:
     """An attribute of an object that is named by its other attributes."""
 
     def asker(layout: Layout, rng: np.random.Generator) -> Asked:
         target = _pick(layout.things, rng)
         who, answer = name(layout.things, target, rng, hidden=[kind]), attribute(target, kind)
-        return (text.format(who), answer, [target]) if who and answer else None
+        return ([opening, (who, [target]), "?"], answer, [target]) if who and answer else None
 
     return asker
 
@@ -94,7 +123,8 @@ def _existence(layout: Layout, rng: np.random.Generator) -> Asked:
         wanted = _description(rng, layout.things if answer else None)
         found = [thing for thing in layout.things if matches(thing, wanted)]
         if bool(found) == answer:
-            return f"is there a {phrase(wanted)} ?", "yes" if answer else "no", found
+            parts = ["is there a", (phrase(wanted), found), "?"]
+            return parts, "yes" if answer else "no", found
     return None
 
 
@@ -127,8 +157,8 @@ def _count(layout: Layout, rng: np.random.Generator) -> Asked:
         return None
     word = fitting[rng.integers(len(fitting))]
     counted = [thing for thing in layout.things if attribute(thing, part) == word]
-    text = f"how many {phrase({part: word}, many=True)} are there ?"
-    return text, words.NUMERALS[number], counted
+    parts = ["how many", (phrase({part: word}, many=True), counted), "are there ?"]
+    return parts, words.NUMERALS[number], counted
 
 
 def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
@@ -144,8 +174,15 @@ def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
     names = [name(layout.things, thing, rng, hidden=["region"]) for thing in (first, second)]
     if abs(gap) < _APART or None in names:
         return None
-    text = f"is the {names[0]} {words.RELATIONS[relation]} the {names[1]} ?"
-    return text, "yes" if gap > 0 else "no", [first, second]
+    return _pair_question(names, words.RELATIONS[relation], (first, second), gap > 0)
+
+
+def _pair_question(
+    names: Sequence[str | None], relation: str, pair: tuple[Thing, Thing], answer: bool
+) -> Asked:
+    """ "is the ... left of the ... ?": read from what the names stand for, not from a mixture."""
+    first, second = ((str(name), [thing]) for name, thing in zip(names, pair, strict=True))
+    return ["is the", first, f"{relation} the", second, "?"], "yes" if answer else "no", []
 
 
 def _comparison(layout: Layout, rng: np.random.Generator) -> Asked:
@@ -161,8 +198,7 @@ def _comparison(layout: Layout, rng: np.random.Generator) -> Asked:
     for index in rng.permutation(len(pairs))[:_ATTEMPTS]:
         names = [name(layout.things, thing, rng, hidden=["size"]) for thing in pairs[index]]
         if None not in names:
-            text = f"is the {names[0]} larger than the {names[1]} ?"
-            return text, "yes" if answer else "no", pairs[index]
+            return _pair_question(names, "larger than", pairs[index], answer)
     return None
 
 
@@ -172,7 +208,8 @@ def _extreme(layout: Layout, rng: np.random.Generator) -> Asked:
     if abs(position(ranked[0], which) - position(ranked[1], which)) < 4:
         return None
     part = ("colour", "shape")[rng.integers(2)]
-    return f"what {part} is the {which} thing ?", str(attribute(ranked[0], part)), ranked[:1]
+    parts = [f"what {part} is the", (f"{which} thing", ranked[:1]), "?"]
+    return parts, str(attribute(ranked[0], part)), ranked[:1]
 
 
 def position(thing: Thing, extreme: str) -> float:
@@ -188,14 +225,14 @@ def ranking(things: Sequence[Thing], extreme: str) -> list[Thing]:
 
 def _number(layout: Layout, rng: np.random.Generator) -> Asked:
     (plate,) = [plate for plate in layout.plates if plate.kind == "number"]
-    return "what number is on the plate ?", " ".join(plate.text), [plate]
+    return ["what number is on the plate ?"], " ".join(plate.text), [plate]
 
 
 def _letter(layout: Layout, rng: np.random.Generator) -> Asked:
     signs = [plate for plate in layout.plates if plate.kind == "letter"]
     sign = signs[rng.integers(len(signs))]
     tone = f"{sign.tone} " if len(signs) > 1 else ""
-    return f"what letter is on the {tone}sign ?", sign.text, [sign]
+    return ["what letter is on the", (f"{tone}sign", [sign]), "?"], sign.text, [sign]
 
 
 def _pick(things: Sequence[Thing], rng: np.random.Generator) -> Thing:
@@ -208,11 +245,11 @@ def _pair(layout: Layout, rng: np.random.Generator) -> tuple[Thing, Thing]:
 
 
 _ASKERS: dict[str, Callable[[Layout, np.random.Generator], Asked]] = {
-    "colour": _attribute_question("colour", "what colour is the {} ?"),
-    "shape": _attribute_question("shape", "what shape is the {} ?"),
-    "size": _attribute_question("size", "what size is the {} ?"),
-    "pattern": _attribute_question("pattern", "what pattern is on the {} ?"),
-    "where": _attribute_question("region", "where is the {} ?"),
+    "colour": _attribute_question("colour", "what colour is the"),
+    "shape": _attribute_question("shape", "what shape is the"),
+    "size": _attribute_question("size", "what size is the"),
+    "pattern": _attribute_question("pattern", "what pattern is on the"),
+    "where": _attribute_question("region", "where is the"),
     "existence": _existence,
     "count": _count,
     "relation": _relation,

@@ -226,7 +226,8 @@ class Trainer:
         if hint:
             _, owners = self.scenes.arrays(indices)
             prefix = PREFIX_WORDS + features.shape[1]
-            looked, facts["gaze"] = gaze.loss(patch_owners(owners, grid), packed.about, prefix)
+            looked, shares = gaze.loss(patch_owners(owners, grid), packed, prefix)
+            facts |= {f"gaze {which}": share for which, share in shares.items()}
             loss = loss + hint * looked
         return loss, facts
 
