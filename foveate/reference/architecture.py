@@ -40,7 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = words.vocabulary()
+    vocabulary = words.vocabulary(clips=False)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words.UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     # The two role words keep their colon, so that no other use of a colon looks like a turn.
@@ -101,7 +101,7 @@ def build_model(
         LlavaForConditionalGeneration,
     )
 
-    vocabulary = words.vocabulary()
+    vocabulary = words.vocabulary(clips=False)
     special = {
         "bos_token_id": vocabulary[words.BOS],
         "eos_token_id": vocabulary[words.EOS],
