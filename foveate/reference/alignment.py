@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from foveate.reference import words
 from foveate.reference.architecture import position_code
@@ -36,7 +36,12 @@ _SORTS = (None, "thing", "number", "sign")
 
 
 def patch_targets(
-    table: Tensor, labels: dict[str, Tensor], offsets: Tensor, grid: int, size: float
+    table: Tensor,
+    labels: dict[str, Tensor],
+    offsets: Tensor,
+    grid: int,
+    size: float,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """What each projected patch should be: float[b, grid * grid, width].
 
@@ -45,6 +50,7 @@ def patch_targets(
         labels, offsets: as `labels.patch_labels` gives them.
         grid: patches per side.
         size: root mean square of the place code.
+        whole: bool[b] which pictures are whole ones; a part's places have no word. None: all.
     """
     vocabulary = words.vocabulary()
     target = torch.zeros(*offsets.shape[:2], table.shape[1])
@@ -62,11 +68,12 @@ def patch_targets(
     target += size * 2**0.5 * position_code(centres / 8 - 0.5, table.shape[1])
     thirds = (centres * 3 / SIDE).long().clamp(0, 2)
     regions = torch.stack([table[vocabulary[word]] for word in words.REGION_WORDS])
-    return target + regions[3 * thirds[..., 1] + thirds[..., 0]]
+    named = regions[3 * thirds[..., 1] + thirds[..., 0]]
+    return target + (named if whole is None else named * whole[:, None, None])
 
 
 def align(
-    model: LlavaForConditionalGeneration, batches: Sequence[tuple[Tensor, Tensor]]
+    model: PreTrainedModel, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> list[float]:
     """Fit the projector to the targets.
 

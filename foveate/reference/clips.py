@@ -63,11 +63,16 @@ class Actor:
         """Whether it is there at this part of the clip."""
         return self.appears <= moment < self.leaves
 
-    def at(self, moment: float) -> Thing:
-        """The object at its place at this moment."""
+    def place(self, moment: float) -> tuple[float, float]:
+        """Its centre at this moment, in pixels."""
         gone = (moment - self.appears) / (self.leaves - self.appears) * self.travel
         across, down = _DIRECTIONS[self.move]
-        return replace(self.thing, x=self.thing.x + across * gone, y=self.thing.y + down * gone)
+        return self.thing.x + across * gone, self.thing.y + down * gone
+
+    def at(self, moment: float) -> Thing:
+        """The object at its place at this moment."""
+        x, y = self.place(moment)
+        return replace(self.thing, x=x, y=y)
 
 
 @dataclass(frozen=True)
@@ -191,8 +196,10 @@ def _actors(rng: np.random.Generator, propose: Propose, turned: float) -> tuple[
             pattern, angle = str(rng.choice(words.PATTERNS)), float(rng.uniform(-turned, turned))
             thing = Thing(colour, shape, "large", pattern, x, y, radius, angle)
             actor = Actor(thing, move, travel, appears, leaves)
+            if not _stays_inside(actor):
+                continue
             path = _path(actor)
-            if _stays_inside(actor) and all(_apart(path, other) for other in paths):
+            if all(_apart(path, other) for other in paths):
                 actors.append(actor)
                 paths.append(path)
                 break
@@ -218,8 +225,7 @@ def _path(actor: Actor) -> np.ndarray:
     path = np.full((_MOMENTS, 3), np.nan)
     for row, moment in enumerate(moments(_MOMENTS)):
         if actor.shown(moment):
-            here = actor.at(moment)
-            path[row] = here.x, here.y, here.radius
+            path[row] = *actor.place(moment), actor.thing.radius
     return path
 
 
@@ -231,11 +237,10 @@ def _apart(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _stays_inside(actor: Actor) -> bool:
     """Whether all of its way lies in the frame, and 8 frames show enough of it."""
-    for moment in (actor.appears, actor.leaves):
-        end = actor.at(moment)
-        low, high = end.radius, FRAME - end.radius
-        if not (low <= end.x <= high and low <= end.y <= high):
-            return False
+    low, high = actor.thing.radius, FRAME - actor.thing.radius
+    ends = (*actor.place(actor.appears), *actor.place(actor.leaves))
+    if min(ends) < low or max(ends) > high:
+        return False
     seen = [moment for moment in moments(min(FRAMES)) if actor.shown(moment)]
     pace = actor.travel / (actor.leaves - actor.appears)
     return actor.move == "nowhere" or (seen[-1] - seen[0]) * pace >= _SEEN_TRAVEL

@@ -13,15 +13,15 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import LlavaForConditionalGeneration
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foveate.errors import InputError
 from foveate.reference.alignment import align, patch_targets
@@ -34,19 +34,35 @@ from foveate.reference.language_stage import (
     WORD_SIZE,
     features_of,
     language_batch,
-    language_loss,
+    packed_loss,
     start_language,
 )
 from foveate.reference.optimiser import Optimiser
-from foveate.reference.packing import IGNORE
+from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
-from foveate.reference.report import Report
+from foveate.reference.report import Report, Validate, scenes_validation
 from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
 
+_AnyRecipe = TypeVar("_AnyRecipe", bound=Recipe)
 _VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the decoder is shown in one step.
+
+    Attributes:
+        visual: float[b, n, width] the visual tokens as the decoder receives them.
+        packed: the dialogues about them.
+        owners: gives int64[b, n], the owner of each token; 0 is background.
+    """
+
+    visual: Tensor
+    packed: Packed
+    owners: Callable[[], Tensor]
 
 
 class Trainer:
@@ -84,9 +100,16 @@ class Trainer:
         """Whether the run has reached the stage that learns to answer."""
         return self.stage == _LANGUAGE
 
-    def _build(self) -> LlavaForConditionalGeneration:
+    def _build(self) -> PreTrainedModel:
         recipe = self.recipe
         return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+
+    def _save_processor(self, folder: Path) -> None:
+        build_processor().save_pretrained(folder)
+
+    def _validation(self) -> Validate:
+        """What gives the share of right answers per kind on validation pictures."""
+        return scenes_validation(self)
 
     @property
     def minutes_spent(self) -> float:
@@ -159,6 +182,13 @@ class Trainer:
     def _begin_language(self) -> None:
         self.stage, self.step = _LANGUAGE, 0
         start_language(self.model)
+        errors = align(self.model, self._alignment())
+        print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
+        self.optimiser = self._optimiser()
+        self.save()
+
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
         indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
         self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
         table = self.model.get_input_embeddings().weight.detach()
@@ -171,19 +201,16 @@ class Trainer:
             shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
             targets = patch_targets(table, *shown, grid, WORD_SIZE)
             batches.append((self.features(self.scenes, chosen, grid), targets))
-        errors = align(self.model, batches)
-        print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
-        self.optimiser = self._optimiser()
-        self.save()
+        return batches
 
-    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
+    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
         """What the projector is shown of these scenes: float[b, grid * grid, d]."""
         assert self.whitening is not None
         return self.whitening(features_of(self.model, scenes, indices, grid))
 
     def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
         """All steps of a stage; False if it was left at `stop_at`."""
-        report = Report(self)
+        report = Report(self, self._validation())
         while self.step < steps:
             if stop_at == (self.stage, self.step):
                 self.save()
@@ -199,7 +226,7 @@ class Trainer:
         self.save()
         return True
 
-    def _vision_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         indices = self.scenes.indices(self.step, self.recipe.vision_batch)
         grid = step_grid(rng, self.recipe.low_share)
         loss, facts = vision_loss(
@@ -208,28 +235,39 @@ class Trainer:
         # Accuracies are reported at the model's own resolution.
         return loss, facts if grid == GRID else {}
 
-    def _language_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def _language_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
-        indices = self.scenes.indices(self.step, recipe.language_batch)
         first, last = recipe.captions
         done = min(1.0, self.step / recipe.language_steps / 0.4)
-        captions = first + (last - first) * done
         early = self.step < recipe.low_until * recipe.language_steps
-        grid = step_grid(rng, recipe.low_first if early else recipe.low_share)
-        features = self.features(self.scenes, indices, grid)
-        packed = language_batch(self.scenes, indices, rng, recipe.dialogues, captions)
+        shown = self._shown(
+            rng,
+            captions=first + (last - first) * done,
+            low_share=recipe.low_first if early else recipe.low_share,
+        )
         with Gaze(self.model).watching() as gaze:
-            loss, logits = language_loss(self.model, features, packed)
-        wanted = packed.labels[packed.labels != IGNORE]
+            loss, logits = packed_loss(self.model, shown.visual, shown.packed)
+        wanted = shown.packed.labels[shown.packed.labels != IGNORE]
         facts = {"words": (logits.argmax(-1) == wanted).float().mean().item()}
         hint = recipe.gaze * max(0.0, 1 - self.step / (recipe.gaze_until * recipe.language_steps))
         if hint:
-            _, owners = self.scenes.arrays(indices)
-            prefix = PREFIX_WORDS + features.shape[1]
-            looked, shares = gaze.loss(patch_owners(owners, grid), packed, prefix)
+            prefix = PREFIX_WORDS + shown.visual.shape[1]
+            looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
             facts |= {f"gaze {which}": share for which, share in shares.items()}
             loss = loss + hint * looked
         return loss, facts
+
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        """The pictures and dialogues of this step, at a low resolution now and then."""
+        indices = self.scenes.indices(self.step, self.recipe.language_batch)
+        grid = step_grid(rng, low_share)
+        features = self.features(self.scenes, indices, grid)
+        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
+        return Shown(
+            visual=self.model.model.multi_modal_projector(features),
+            packed=packed,
+            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
+        )
 
     def export(self) -> Path:
         """Write the model as a Hugging Face folder in bf16, with what produced it."""
@@ -243,7 +281,7 @@ class Trainer:
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shipped.to(torch.bfloat16).save_pretrained(partial)
-        build_processor().save_pretrained(partial)
+        self._save_processor(partial)
         record = {
             "seed": self.seed,
             "recipe": asdict(self.recipe),
@@ -288,21 +326,37 @@ def train(
 
 def main() -> None:
     """`python -m foveate.reference.train --out DIR`: draw, train, export."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = parser_of(main.__doc__)
+    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
+    options = parser.parse_args()
+    recipe = changed(Recipe(), options.set)
+    run_command(lambda: train(options.out, options.seed, recipe, options.store), options.threads)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every training command has."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    changes = {
+    return parser
+
+
+def changed(recipe: _AnyRecipe, changes: Sequence[str]) -> _AnyRecipe:
+    """The recipe with changes of the form "field=number"."""
+    values = {
         field: float(value) if "." in value else int(value)
-        for field, value in (item.split("=") for item in options.set)
+        for field, value in (item.split("=") for item in changes)
     }
-    recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
+    return replace(recipe, **values)
+
+
+def run_command(command: Callable[[], Path], threads: int) -> None:
+    """Run a training; interrupted from the keyboard it says how to go on."""
+    torch.set_num_threads(threads)
     try:
-        print(train(options.out, options.seed, recipe, options.store), flush=True)
+        print(command(), flush=True)
     except KeyboardInterrupt:
         # The last checkpoint stands; one written in the middle of a step would be no state at all.
         print("Interrupted. The same command goes on from the last checkpoint.", flush=True)
