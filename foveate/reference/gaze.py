@@ -2,16 +2,15 @@
 
 Looking an attribute up by reference has two halves, finding the object's patches and reading them;
 from answers alone neither is learned before the other. The renderer knows which patches a name
-means and which an answer is read from, so two heads of two layers are told where to look in the
-first part of the stage: first where a name ends, so that questions about two objects find both
-already told apart, then where an answer is given.
+means and which an answer is read from, so half of the heads of one layer are told where to look in
+the first part of the stage: where a name ends, so that what is said about two objects later finds
+them told apart, and where an answer is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,29 +30,21 @@ class Gaze:
     def __init__(self, model: PreTrainedModel) -> None:
         layers = model.model.language_model.layers
         # Before the middle a name's words can be gathered, behind it what was found compared.
-        middle = len(layers) // 2
-        self.watched = {
-            "named": layers[middle - 1].self_attn,
-            "about": layers[middle].self_attn,
-        }
-        self._seen: dict[str, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+        self.attention = layers[len(layers) // 2].self_attn
+        self._seen: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[Gaze]:
-        """Note what the layers receive while the context lasts."""
+        """Note what the layer receives while the context lasts."""
 
-        def note(which: str, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            self._seen[which] = kwargs["hidden_states"], kwargs["position_embeddings"]
+        def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            self._seen = kwargs["hidden_states"], kwargs["position_embeddings"]
 
-        handles = [
-            attention.register_forward_pre_hook(partial(note, which), with_kwargs=True)
-            for which, attention in self.watched.items()
-        ]
+        handle = self.attention.register_forward_pre_hook(note, with_kwargs=True)
         try:
             yield self
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     def loss(self, owners: Tensor, packed: Packed, prefix: int) -> tuple[Tensor, dict[str, float]]:
         """Mean of -log of the attention that falls on what a word means or is read from.
@@ -64,33 +55,35 @@ class Gaze:
             prefix: tokens before the text, the patches being the last n of them.
 
         Returns:
-            The loss, the mean of both layers', and the attention that falls there on average.
+            The loss, the mean over names and answers, and the attention that falls there.
         """
-        parts = {
-            "named": self._looked("named", owners, packed.named, prefix),
-            "about": self._looked("about", owners, packed.about, prefix),
-        }
-        total = sum((loss for loss, _ in parts.values()), start=owners.new_zeros(()).float())
-        return total / len(parts), {which: share for which, (_, share) in parts.items()}
-
-    def _looked(
-        self, which: str, owners: Tensor, meant: Tensor, prefix: int
-    ) -> tuple[Tensor, float]:
-        """The loss and the share of one layer; `meant` is bool[b, t, owners]."""
-        hidden, rotations = self._seen[which]
-        query, key = _queries_and_keys(self.watched[which], hidden, rotations)
+        assert self._seen is not None
+        hidden, rotations = self._seen
+        query, key = _queries_and_keys(self.attention, hidden, rotations)
         watched = query.shape[1] // _SHARE_OF_HEADS
         patches = key[:, :watched, prefix - owners.shape[1] : prefix]
-        scores = query[:, :watched, prefix:] @ patches.mT * self.watched[which].scaling
+        scores = query[:, :watched, prefix:] @ patches.mT * self.attention.scaling
         # float[b, heads, t, owners]: the attention that each owner gets
         one_hot = F.one_hot(owners, MOST_OWNERS).to(scores.dtype)
         given = scores.softmax(-1) @ one_hot[:, None]
-        shown = meant & one_hot.any(1)[:, None]
-        found = given.transpose(1, 2)[shown[:, :, None].expand(-1, -1, watched, -1).any(-1)]
-        wanted = shown[shown.any(-1)].repeat_interleave(watched, 0)
-        # Where several are meant each should get its share, so their logarithms are averaged.
-        logs = (found.clamp(min=1e-6).log() * wanted).sum(-1) / wanted.sum(-1)
-        return -logs.mean(), float((found.detach() * wanted).sum(-1).mean())
+        there = one_hot.any(1)[:, None]
+        names, named = _missed(given, packed.named & there)
+        answers, about = _missed(given, packed.about & there)
+        return (names + answers) / 2, {"gaze at named": named, "gaze at asked": about}
+
+
+def _missed(given: Tensor, meant: Tensor) -> tuple[Tensor, float]:
+    """Mean of -log of the attention on what is meant, and that attention.
+
+    Args:
+        given: float[b, heads, t, owners] the attention that each owner gets.
+        meant: bool[b, t, owners].
+    """
+    found = given.transpose(1, 2)[meant.any(-1)]
+    wanted = meant[meant.any(-1)][:, None]
+    # Where several are meant each should get its share, so their logarithms are averaged.
+    logs = (found.clamp(min=1e-6).log() * wanted).sum(-1) / wanted.sum(-1)
+    return -logs.mean(), float((found.detach() * wanted).sum(-1).mean())
 
 
 def _queries_and_keys(

@@ -117,8 +117,8 @@ def patch_labels(
     """
     tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
     which = patch_owners(owners, grid)
-    tensors = (torch.from_numpy(np.stack(each)) for each in (tables, centres))
-    return labels_of(*tensors, which, grid, SIDE)
+    known, places = (torch.from_numpy(np.stack(each)) for each in (tables, centres))
+    return labels_of(known, places, which, grid, SIDE)
 
 
 def labels_of(

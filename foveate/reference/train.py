@@ -253,7 +253,7 @@ class Trainer:
         if hint:
             prefix = PREFIX_WORDS + shown.visual.shape[1]
             looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
-            facts |= {f"gaze {which}": share for which, share in shares.items()}
+            facts |= shares
             loss = loss + hint * looked
         return loss, facts
 
@@ -345,7 +345,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 def changed(recipe: _AnyRecipe, changes: Sequence[str]) -> _AnyRecipe:
     """The recipe with changes of the form "field=number"."""
-    values = {
+    values: dict[str, Any] = {
         field: float(value) if "." in value else int(value)
         for field, value in (item.split("=") for item in changes)
     }
