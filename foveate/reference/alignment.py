@@ -72,9 +72,7 @@ def patch_targets(
     return target + (named if whole is None else named * whole[:, None, None])
 
 
-def align(
-    model: PreTrainedModel, batches: Sequence[tuple[Tensor, Tensor]]
-) -> list[float]:
+def align(model: PreTrainedModel, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     """Fit the projector to the targets.
 
     Args:

@@ -7,7 +7,9 @@ mosaic closed by a newline token; a clip becomes frames of 64 x 64 pixels, each 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,34 +38,81 @@ PINPOINTS = [[height, width] for width, height in CANVASES]
 _ASPECT_RATIO = "anyres_max_9"
 
 
+_LOOKS = {
+    "size": {"height": TILE, "width": TILE},
+    "image_mean": list(MEAN),
+    "image_std": list(DEVIATION),
+}
+
+
+_OPTIONS = {
+    "image_token": words.IMAGE,
+    "video_token": words.VIDEO,
+    # With CLS, which "default" takes off again.
+    "num_image_tokens": VIEW_GRID * VIEW_GRID + 1,
+    "vision_feature_select_strategy": "default",
+    "vision_aspect_ratio": _ASPECT_RATIO,
+}
+
+
 def build_tiles_processor() -> LlavaOnevisionProcessor:
     """Tokenizer, image processor (PIL) and, where torchvision is installed, video processor."""
-    from transformers import LlavaOnevisionProcessor
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    images = LlavaOnevisionImageProcessorPil(image_grid_pinpoints=PINPOINTS, **_LOOKS)
+    return _assembled(images, build_tokenizer(clips=True))
+
+
+def load_tiles_processor(folder: Path) -> LlavaOnevisionProcessor:
+    """The processor of a folder; where torchvision is missing, without its video part."""
+    from transformers import AutoProcessor, AutoTokenizer
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
         LlavaOnevisionImageProcessorPil,
     )
     from transformers.utils import is_torchvision_available
 
-    looks = {
-        "size": {"height": TILE, "width": TILE},
-        "image_mean": list(MEAN),
-        "image_std": list(DEVIATION),
-    }
-    videos = None
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(folder)
+    images = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+    return _assembled(images, AutoTokenizer.from_pretrained(folder))
+
+
+def save_tiles_processor(folder: Path) -> None:
+    """Write the processor; the same files whether or not torchvision is installed here."""
+    processor = build_tiles_processor()
+    processor.save_pretrained(folder)
+    if processor.video_processor is None:
+        target = folder / "processor_config.json"
+        record = json.loads(target.read_text()) | _OPTIONS
+        record["processor_class"] = "LlavaOnevisionProcessor"
+        record["video_processor"] = _LOOKS | {
+            "video_processor_type": "LlavaOnevisionVideoProcessor"
+        }
+        target.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def _assembled(images: Any, tokenizer: Any) -> LlavaOnevisionProcessor:
+    from transformers import LlavaOnevisionProcessor
+    from transformers.utils import is_torchvision_available
+
+    parts = {"image_processor": images, "tokenizer": tokenizer, "chat_template": CHAT_TEMPLATE}
     if is_torchvision_available():
         from transformers import LlavaOnevisionVideoProcessor
 
-        videos = LlavaOnevisionVideoProcessor(**looks)
-    return LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil(image_grid_pinpoints=PINPOINTS, **looks),
-        tokenizer=build_tokenizer(clips=True),
-        video_processor=videos,
-        # With CLS, which "default" takes off again.
-        num_image_tokens=VIEW_GRID * VIEW_GRID + 1,
-        vision_feature_select_strategy="default",
-        vision_aspect_ratio=_ASPECT_RATIO,
-        chat_template=CHAT_TEMPLATE,
-    )
+        videos = LlavaOnevisionVideoProcessor(**_LOOKS)
+        return LlavaOnevisionProcessor(video_processor=videos, **parts, **_OPTIONS)
+
+    class WithoutVideos(LlavaOnevisionProcessor):
+        """A video processor cannot even be made without torchvision."""
+
+        # A processor's parts are read off the names of these arguments.
+        def __init__(self, image_processor: Any, tokenizer: Any, **options: Any) -> None:
+            super().__init__(image_processor, tokenizer, None, **options)
+            self.video_processor = None
+
+    return WithoutVideos(**parts, **_OPTIONS)
 
 
 def build_tiles_model(

@@ -19,7 +19,7 @@ from foveate.reference.questions import Question
 from foveate.reference.store import Store
 
 if TYPE_CHECKING:
-    from foveate.reference.train import Trainer
+    from foveate.reference.train import SceneTrainer, Trainer
 
 _VALIDATION_SCENES = 48
 # Share of right answers by kind.
@@ -51,7 +51,7 @@ class Report:
             print({kind: round(value, 2) for kind, value in found.items()}, flush=True)
 
 
-def scenes_validation(trainer: Trainer) -> Validate:
+def scenes_validation(trainer: SceneTrainer) -> Validate:
     """Share of right answers per kind on validation scenes (descriptions included)."""
     validation = Scenes(Store(trainer.folder / "validation", _VALIDATION_SCENES, "validation"))
     validation.store.fill()

@@ -7,6 +7,7 @@ checkpoint; every batch is a function of seed and step, so the result is the sam
 
 from __future__ import annotations
 
+import abc
 import argparse
 import json
 import platform
@@ -65,21 +66,20 @@ class Shown:
     owners: Callable[[], Tensor]
 
 
-class Trainer:
+class Trainer(abc.ABC):
     """A run in a folder: `checkpoint.pt` to go on from and `model/` to use, both kept up to date.
+
+    Subclasses say which model is trained, and on which pictures.
 
     Args:
         folder: the run's folder.
         seed: of initialisation and batches.
         recipe: lengths, rates and sizes.
-        scenes: the training scenes.
         minutes: time between checkpoints.
     """
 
-    def __init__(
-        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
-    ) -> None:
-        self.folder, self.seed, self.recipe, self.scenes = folder, seed, recipe, scenes
+    def __init__(self, folder: Path, seed: int, recipe: Recipe, minutes: float = 3.0) -> None:
+        self.folder, self.seed, self.recipe = folder, seed, recipe
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
         self.stage, self.step, self.seconds = _VISION, 0, 0.0
         torch.manual_seed(seed)
@@ -100,16 +100,35 @@ class Trainer:
         """Whether the run has reached the stage that learns to answer."""
         return self.stage == _LANGUAGE
 
+    @abc.abstractmethod
     def _build(self) -> PreTrainedModel:
-        recipe = self.recipe
-        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+        """The model, freshly initialised."""
 
+    @abc.abstractmethod
     def _save_processor(self, folder: Path) -> None:
-        build_processor().save_pretrained(folder)
+        """Write the model's processor."""
 
+    @abc.abstractmethod
     def _validation(self) -> Validate:
         """What gives the share of right answers per kind on validation pictures."""
-        return scenes_validation(self)
+
+    @abc.abstractmethod
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss and facts of a step of the first stage."""
+
+    @abc.abstractmethod
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
+
+    @abc.abstractmethod
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        """The pictures and dialogues of a step of the second stage.
+
+        Args:
+            rng: the step's random numbers.
+            captions: the share of dialogues that are descriptions.
+            low_share: how often pictures are shown at a low resolution.
+        """
 
     @property
     def minutes_spent(self) -> float:
@@ -122,8 +141,13 @@ class Trainer:
             modules: list[nn.Module] = [base.vision_tower, self.heads]
             return Optimiser(modules, recipe.vision_muon, recipe.vision_adam, recipe.vision_steps)
         base.vision_tower.requires_grad_(False)
-        modules = [base.multi_modal_projector, base.language_model, self.model.lm_head]
+        modules = self._language_parts()
         return Optimiser(modules, recipe.language_muon, recipe.language_adam, recipe.language_steps)
+
+    def _language_parts(self) -> list[nn.Module]:
+        """What learns in the second stage."""
+        base = self.model.model
+        return [base.multi_modal_projector, base.language_model, self.model.lm_head]
 
     def save(self) -> None:
         """Write the checkpoint; a half-written one never replaces a whole one."""
@@ -187,27 +211,6 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.save()
 
-    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
-        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
-        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
-        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
-        table = self.model.get_input_embeddings().weight.detach()
-        batches = []
-        for grid in (GRID, GRID, *LOW_GRIDS):
-            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
-            indices = range(indices.stop, indices.stop + len(indices))
-            chosen = [index % self.scenes.store.count for index in indices]
-            _, owners = self.scenes.arrays(chosen)
-            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
-            targets = patch_targets(table, *shown, grid, WORD_SIZE)
-            batches.append((self.features(self.scenes, chosen, grid), targets))
-        return batches
-
-    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
-        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
-        assert self.whitening is not None
-        return self.whitening(features_of(self.model, scenes, indices, grid))
-
     def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
         """All steps of a stage; False if it was left at `stop_at`."""
         report = Report(self, self._validation())
@@ -225,15 +228,6 @@ class Trainer:
                 self.export()
         self.save()
         return True
-
-    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
-        grid = step_grid(rng, self.recipe.low_share)
-        loss, facts = vision_loss(
-            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
-        )
-        # Accuracies are reported at the model's own resolution.
-        return loss, facts if grid == GRID else {}
 
     def _language_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
@@ -256,18 +250,6 @@ class Trainer:
             facts |= shares
             loss = loss + hint * looked
         return loss, facts
-
-    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
-        """The pictures and dialogues of this step, at a low resolution now and then."""
-        indices = self.scenes.indices(self.step, self.recipe.language_batch)
-        grid = step_grid(rng, low_share)
-        features = self.features(self.scenes, indices, grid)
-        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
-        return Shown(
-            visual=self.model.model.multi_modal_projector(features),
-            packed=packed,
-            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
-        )
 
     def export(self) -> Path:
         """Write the model as a Hugging Face folder in bf16, with what produced it."""
@@ -297,6 +279,71 @@ class Trainer:
         return target
 
 
+class SceneTrainer(Trainer):
+    """The run that makes `reference`.
+
+    Args:
+        folder, seed, recipe, minutes: as for every `Trainer`.
+        scenes: the training scenes.
+    """
+
+    def __init__(
+        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
+    ) -> None:
+        self.scenes = scenes
+        super().__init__(folder, seed, recipe, minutes)
+
+    def _build(self) -> PreTrainedModel:
+        recipe = self.recipe
+        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+
+    def _save_processor(self, folder: Path) -> None:
+        build_processor().save_pretrained(folder)
+
+    def _validation(self) -> Validate:
+        return scenes_validation(self)
+
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
+        grid = step_grid(rng, self.recipe.low_share)
+        loss, facts = vision_loss(
+            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
+        )
+        # Accuracies are reported at the model's own resolution.
+        return loss, facts if grid == GRID else {}
+
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
+        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
+        table = self.model.get_input_embeddings().weight.detach()
+        batches = []
+        for grid in (GRID, GRID, *LOW_GRIDS):
+            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
+            indices = range(indices.stop, indices.stop + len(indices))
+            chosen = [index % self.scenes.store.count for index in indices]
+            _, owners = self.scenes.arrays(chosen)
+            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
+            targets = patch_targets(table, *shown, grid, WORD_SIZE)
+            batches.append((self.features(self.scenes, chosen, grid), targets))
+        return batches
+
+    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
+        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
+        assert self.whitening is not None
+        return self.whitening(features_of(self.model, scenes, indices, grid))
+
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        indices = self.scenes.indices(self.step, self.recipe.language_batch)
+        grid = step_grid(rng, low_share)
+        features = self.features(self.scenes, indices, grid)
+        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
+        return Shown(
+            visual=self.model.model.multi_modal_projector(features),
+            packed=packed,
+            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
+        )
+
+
 def train(
     output_dir: str | Path,
     seed: int = 0,
@@ -320,7 +367,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Store(store or folder / "scenes", recipe.scenes)
     drawn.fill()
-    Trainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
+    SceneTrainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
     return folder / "model"
 
 
