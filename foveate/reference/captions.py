@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.reference.layout import Layout, Thing
-from foveate.reference.questions import Question, owners, question, ranking
+from foveate.reference.questions import APART, Question, owners, question, ranking
 from foveate.reference.referring import attribute, name, phrase
 
 
@@ -53,3 +53,24 @@ def tally(layout: Layout, rng: np.random.Generator) -> Question:
     about = tuple(owners(layout, [thing]) for thing in found for _ in range(2))[:-1]
     parts = ["list the", (phrase({part: word}, many=True), found), "."]
     return question("tally", layout, parts, answer, about)
+
+
+def relate(layout: Layout, rng: np.random.Generator) -> Question | None:
+    """Where one object is from another one, in up to two words.
+
+    The answer to "is the ... left of the ...?" turns round with either half of the question, so
+    that neither half alone says anything; the two signs it rests on are learned from this form.
+    """
+    pair = [layout.things[index] for index in rng.choice(len(layout.things), 2, replace=False)]
+    first, second = pair
+    found = [
+        word
+        for word, gap in (("left", second.x - first.x), ("right", first.x - second.x))
+        + (("above", second.y - first.y), ("below", first.y - second.y))
+        if gap >= APART
+    ]
+    names = [name(layout.things, thing, rng, hidden=["region"]) for thing in pair]
+    if not found or None in names:
+        return None
+    parts = ["where is the", (str(names[0]), [first]), "from the", (str(names[1]), [second]), "?"]
+    return question("relate", layout, parts, " ".join(found), ((),))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from foveate.reference import words
-from foveate.reference.captions import describe, listing, tally
+from foveate.reference.captions import describe, listing, relate, tally
 from foveate.reference.data import Scenes, pixel_values
 from foveate.reference.layout import Layout
 from foveate.reference.packing import IGNORE, Packed, attention_mask, pack, text_encoder
@@ -24,7 +24,10 @@ WORD_SIZE = 0.25
 PREFIX_WORDS = 2
 # How often each kind is asked in training; the slowly learned ones more often. Evaluation asks all
 # kinds equally often.
-_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {"number": 0.7, "letter": 0.7, "size": 0.8, "pattern": 0.8}
+_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
+    **{"number": 0.7, "letter": 0.7, "size": 0.8, "pattern": 0.8},
+    **{"relation": 1.5, "count": 1.5, "extreme": 1.5},
+}
 
 
 def training_dialogues(
@@ -68,7 +71,8 @@ def _captions(layout: Layout, rng: np.random.Generator) -> list[Question]:
         return [listing(layout, rng)]
     if form < 0.25:
         return [tally(layout, rng) for _ in range(2)]
-    return [asked for _ in range(TURNS) if (asked := describe(layout, rng))]
+    ask_one = relate if form < 0.5 else describe
+    return [asked for _ in range(TURNS) if (asked := ask_one(layout, rng))]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TURNS = 3
 # Two objects count as left/right or above/below of one another from this many pixels on.
-_APART = 16.0
+APART = 16.0
 _ATTEMPTS = 12
 
 
@@ -172,7 +172,7 @@ def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
     }[relation]
     # A name that contains the place would give the answer away.
     names = [name(layout.things, thing, rng, hidden=["region"]) for thing in (first, second)]
-    if abs(gap) < _APART or None in names:
+    if abs(gap) < APART or None in names:
         return None
     return _pair_question(names, words.RELATIONS[relation], (first, second), gap > 0)
 

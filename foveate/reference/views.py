@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -115,7 +116,7 @@ def scene_views(scene: Scene) -> Views:
     shares = areas / areas.sum(0).clamp(min=1)
     there = (areas.sum(0) > 0).float()
     return Views(
-        pixels=torch.cat([overview_pixels(pixels)[None], parts]),
+        pixels=torch.cat([_overview(scene)[None], parts]),
         owners=torch.cat([_nearest(owners)[None], cut]),
         tables=table.expand(count, -1, -1),
         centres=torch.cat([overview[None], centres - corners[:, None]]),
@@ -148,11 +149,9 @@ def clip_views(clip: Clip) -> Views:
     )
 
 
-def overview_pixels(pixels: Tensor) -> Tensor:
-    """A picture uint8[height, width, 3] at 64 x 64 pixels, as the image processor resizes it."""
-    values = pixels.permute(2, 0, 1)[None].float()
-    small = F.interpolate(values, size=(TILE, TILE), mode="bicubic", antialias=True)
-    return small[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+def _overview(scene: Scene) -> Tensor:
+    """The picture at 64 x 64 pixels, as the image processor resizes it: uint8[64, 64, 3]."""
+    return torch.from_numpy(np.array(scene.image.resize((TILE, TILE), Image.Resampling.BICUBIC)))
 
 
 def _nearest(owners: Tensor) -> Tensor:
