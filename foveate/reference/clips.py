@@ -37,7 +37,6 @@ _LEAVES = {"start": (0.20, 0.30), "middle": (0.44, 0.60), "end": (0.82, 0.93)}
 _THERE = 0.4
 # Two objects appear one after the other from this difference on: more than a step of 8 frames.
 APART = 0.18
-_MOMENTS = 32
 _TRIES = 80
 _DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 
@@ -129,6 +128,9 @@ def moments(frames: int) -> list[float]:
     return [(index + 0.5) / frames for index in range(frames)]
 
 
+_FEWEST, _TIMELINE = moments(min(FRAMES)), np.array(moments(max(FRAMES)))
+
+
 def script(seed: int, split: str, world: str = FIRST) -> Script:
     """What happens in the clip of this seed, without drawing it."""
     kind = world_named(world)
@@ -188,12 +190,12 @@ def _actors(rng: np.random.Generator, propose: Propose, turned: float) -> tuple[
         colour = tuple(words.COLOURS)[pair // len(words.SHAPES)]
         shape = words.SHAPES[pair % len(words.SHAPES)]
         move = words.MOVES[rng.integers(len(words.MOVES))]
+        pattern, angle = str(rng.choice(words.PATTERNS)), float(rng.uniform(-turned, turned))
         appears, leaves = _times(rng)
         for _ in range(_TRIES):
             radius = float(rng.uniform(*_RADII))
             travel = float(rng.uniform(*_TRAVEL)) if move != "nowhere" else 0.0
             x, y = propose(rng, radius, radius)
-            pattern, angle = str(rng.choice(words.PATTERNS)), float(rng.uniform(-turned, turned))
             thing = Thing(colour, shape, "large", pattern, x, y, radius, angle)
             actor = Actor(thing, move, travel, appears, leaves)
             if not _stays_inside(actor):
@@ -222,10 +224,10 @@ def _times(rng: np.random.Generator) -> tuple[float, float]:
 
 def _path(actor: Actor) -> np.ndarray:
     """Centre and radius at even moments, NaN where it is not there: float[moments, 3]."""
-    path = np.full((_MOMENTS, 3), np.nan)
-    for row, moment in enumerate(moments(_MOMENTS)):
-        if actor.shown(moment):
-            path[row] = *actor.place(moment), actor.thing.radius
+    gone = (_TIMELINE - actor.appears) / (actor.leaves - actor.appears) * actor.travel
+    path = np.full((len(_TIMELINE), 3), actor.thing.radius)
+    path[:, :2] = np.outer(gone, _DIRECTIONS[actor.move]) + (actor.thing.x, actor.thing.y)
+    path[(actor.appears > _TIMELINE) | (actor.leaves <= _TIMELINE)] = np.nan
     return path
 
 
@@ -241,6 +243,6 @@ def _stays_inside(actor: Actor) -> bool:
     ends = (*actor.place(actor.appears), *actor.place(actor.leaves))
     if min(ends) < low or max(ends) > high:
         return False
-    seen = [moment for moment in moments(min(FRAMES)) if actor.shown(moment)]
+    seen = [moment for moment in _FEWEST if actor.appears <= moment < actor.leaves]
     pace = actor.travel / (actor.leaves - actor.appears)
     return actor.move == "nowhere" or (seen[-1] - seen[0]) * pace >= _SEEN_TRAVEL

@@ -101,5 +101,5 @@ def _blotches(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 _MIXTURES = (_stripes, _checks, _gradient, _blotches)
 
-CROWDED = Arrangement((3, 4, 4, 5, 8, 9), ("small", "small", "large"), np.pi, crowded)
+CROWDED = Arrangement((3, 4, 4, 5, 8, 9), ("small", "small", "small", "large"), np.pi, crowded)
 LOUD = Style(HUES, textured, _PLATES, frame=1)
