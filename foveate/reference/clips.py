@@ -226,7 +226,8 @@ def _path(actor: Actor) -> np.ndarray:
     """Centre and radius at even moments, NaN where it is not there: float[moments, 3]."""
     gone = (_TIMELINE - actor.appears) / (actor.leaves - actor.appears) * actor.travel
     path = np.full((len(_TIMELINE), 3), actor.thing.radius)
-    path[:, :2] = np.outer(gone, _DIRECTIONS[actor.move]) + (actor.thing.x, actor.thing.y)
+    path[:, :2] = np.outer(gone, _DIRECTIONS[actor.move])
+    path[:, :2] += actor.thing.x, actor.thing.y
     path[(actor.appears > _TIMELINE) | (actor.leaves <= _TIMELINE)] = np.nan
     return path
 

@@ -168,10 +168,7 @@ def _measure_clips(model: Any, processor: Any, clips: Sequence[Clip]) -> dict[st
         "blind": (clip_hits, _means(frames)),
         "wrong_image": (clip_hits, [*frames[1:], frames[0]]),
         # One picture, shown as long as the clip: what needs no time.
-        "middle_frame": (
-            clip_hits,
-            [np.repeat(each[len(each) // 2][None], len(each), 0) for each in frames],
-        ),
+        "middle_frame": (clip_hits, [_still(each) for each in frames]),
         f"at_{min(FRAMES)}_frames": (clip_hits, fewest),
         f"at_{max(FRAMES)}_frames": (clip_hits, most),
     }
@@ -195,16 +192,21 @@ def _results(
     }
 
 
+def _still(frames: np.ndarray) -> np.ndarray:
+    """The middle frame in the place of every frame."""
+    middle = len(frames) // 2
+    return np.repeat(frames[middle : middle + 1], len(frames), axis=0)
+
+
 def _means(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """For each picture (or clip) the mean of all of its size."""
     found: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for each in pictures:
-        found.setdefault(each.shape, []).append(each)
-    means = {
-        shape: np.mean(each, axis=0, dtype=np.float64).round().astype(np.uint8)
-        for shape, each in found.items()
-    }
-    return [means[each.shape] for each in pictures]
+    for picture in pictures:
+        found.setdefault(picture.shape, []).append(picture)
+    means: dict[tuple[int, ...], np.ndarray] = {}
+    for shape, each in found.items():
+        means[shape] = np.stack(each).mean(0).round().astype(np.uint8)
+    return [means[picture.shape] for picture in pictures]
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ _STRIDE = 32
 _DIALOGUE_TOKENS = 40
 _VALIDATION = {"scenes": TILED, "overviews": OVERVIEWS[:1], "clips": (CLIPS[0], CLIPS[2])}
 _VALIDATION_PICTURES, _VALIDATION_BATCH = 24, 8
-_ALIGNED_PICTURES = 120
+# Of each form.
+_ALIGNED_PICTURES = 30
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class TilesTrainer(Trainer):
         )
 
     @torch.no_grad()
-    def _raw_features(self, views: Views) -> Tensor:
+    def raw_features(self, views: Views) -> Tensor:
         """The frozen tower's features: float[v, 64, d]."""
         pixels = pixel_values(views.pixels, VIEW_GRID)
         return encode(self.model.model.vision_tower, pixels, last=False)[0][:, 1:]
@@ -127,10 +128,10 @@ class TilesTrainer(Trainer):
         table = self.model.get_input_embeddings().weight.detach()
         parts = []
         for form in (*TILED, *CLIPS[:2]):
-            for drawn in self._drawn(form, _ALIGNED_PICTURES // len(TILED)):
+            for drawn in self._drawn(form, min(_ALIGNED_PICTURES, self.recipe.scenes)):
                 parts.append(drawn.views[:: 2 if form in TILED else 4])
         views = Views.joined(parts)
-        raw = self._raw_features(views)
+        raw = self.raw_features(views)
         self.whitening = Whitening.of(raw)
         targets = patch_targets(table, *views.patch_labels(), VIEW_GRID, WORD_SIZE, views.whole)
         with torch.no_grad():
@@ -140,7 +141,7 @@ class TilesTrainer(Trainer):
     def visual(self, form: Form, drawn: Sequence[Drawn]) -> Tensor:
         """The visual tokens of these pictures: float[b, tokens, width]."""
         assert self.whitening is not None
-        raw = self._raw_features(Views.joined([each.views for each in drawn]))
+        raw = self.raw_features(Views.joined([each.views for each in drawn]))
         projected = self.model.model.multi_modal_projector(self.whitening(raw))
         return form.visual(self.model, projected.unflatten(0, (len(drawn), -1)))
 
