@@ -50,7 +50,7 @@ def patch_targets(
         labels, offsets: as `labels.patch_labels` gives them.
         grid: patches per side.
         size: root mean square of the place code.
-        whole: bool[b] which pictures are whole ones; a part's places have no word. None: all.
+        whole: bool[b] which pictures are whole ones; places in a part say nothing. None: all.
     """
     vocabulary = words.vocabulary()
     target = torch.zeros(*offsets.shape[:2], table.shape[1])
@@ -65,11 +65,13 @@ def patch_targets(
     middles = (torch.arange(grid) + 0.5) * SIDE / grid
     here = torch.stack([middles.repeat(grid), middles.repeat_interleave(grid)], dim=-1)
     centres = here + 16 * offsets.nan_to_num(0.0)
-    target += size * 2**0.5 * position_code(centres / 8 - 0.5, table.shape[1])
+    code = size * 2**0.5 * position_code(centres / 8 - 0.5, table.shape[1])
     thirds = (centres * 3 / SIDE).long().clamp(0, 2)
     regions = torch.stack([table[vocabulary[word]] for word in words.REGION_WORDS])
     named = regions[3 * thirds[..., 1] + thirds[..., 0]]
-    return target + (named if whole is None else named * whole[:, None, None])
+    if whole is not None:
+        code, named = code * whole[:, None, None], named * whole[:, None, None]
+    return target + code + named
 
 
 def align(model: PreTrainedModel, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:

@@ -9,15 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.reference.layout import Layout, Thing
-from foveate.reference.questions import APART, Question, owners, question, ranking
+from foveate.reference.questions import APART, Name, Question, gaps, owners, question, ranking
 from foveate.reference.referring import attribute, name, phrase
 
 
 def description(thing: Thing) -> str:
     """As in "large striped red star northwest"; near a border the region is left out."""
     place = attribute(thing, "region")
-    parts = [thing.size, thing.pattern, thing.colour, thing.shape, *([place] if place else [])]
-    return " ".join(parts)
+    said = [
+        thing.size,
+        thing.pattern,
+        thing.colour,
+        thing.shape,
+        *([place] if place else []),
+    ]
+    return " ".join(said)
 
 
 def describe(layout: Layout, rng: np.random.Generator) -> Question | None:
@@ -26,7 +32,7 @@ def describe(layout: Layout, rng: np.random.Generator) -> Question | None:
     who = name(layout.things, target, rng)
     if not who:
         return None
-    parts = ["describe the", (who, [target]), "."]
+    parts: list[str | Name] = ["describe the", (who, [target]), "."]
     return question("describe", layout, parts, description(target), (owners(layout, [target]),))
 
 
@@ -51,7 +57,7 @@ def tally(layout: Layout, rng: np.random.Generator) -> Question:
     other = "shape" if part == "colour" else "colour"
     answer = " , ".join(str(attribute(thing, other)) for thing in found)
     about = tuple(owners(layout, [thing]) for thing in found for _ in range(2))[:-1]
-    parts = ["list the", (phrase({part: word}, many=True), found), "."]
+    parts: list[str | Name] = ["list the", (phrase({part: word}, many=True), found), "."]
     return question("tally", layout, parts, answer, about)
 
 
@@ -63,14 +69,15 @@ def relate(layout: Layout, rng: np.random.Generator) -> Question | None:
     """
     pair = [layout.things[index] for index in rng.choice(len(layout.things), 2, replace=False)]
     first, second = pair
-    found = [
-        word
-        for word, gap in (("left", second.x - first.x), ("right", first.x - second.x))
-        + (("above", second.y - first.y), ("below", first.y - second.y))
-        if gap >= APART
-    ]
+    found = [word for word, gap in gaps(first, second).items() if gap >= APART]
     names = [name(layout.things, thing, rng, hidden=["region"]) for thing in pair]
     if not found or None in names:
         return None
-    parts = ["where is the", (str(names[0]), [first]), "from the", (str(names[1]), [second]), "?"]
+    parts: list[str | Name] = [
+        "where is the",
+        (str(names[0]), [first]),
+        "from the",
+        (str(names[1]), [second]),
+        "?",
+    ]
     return question("relate", layout, parts, " ".join(found), ((),))

@@ -13,7 +13,7 @@ import numpy as np
 from foveate.reference import words
 from foveate.reference.clips import APART, Actor, Clip, Script
 from foveate.reference.layout import Thing
-from foveate.reference.questions import TURNS, Asked, Part, Question, ask, owners, question
+from foveate.reference.questions import TURNS, Asked, Name, Question, ask, owners, question
 from foveate.reference.referring import attribute, name
 
 _ATTEMPTS = 12
@@ -75,7 +75,7 @@ def _moved(script: Script, rng: np.random.Generator) -> Asked:
     if len(found) != 1:
         return None
     part = ("colour", "shape")[rng.integers(2)]
-    parts: list[Part] = [f"what {part} is the", (f"thing that moves {move}", found), "?"]
+    parts: list[str | Name] = [f"what {part} is the", (f"thing that moves {move}", found), "?"]
     return parts, str(attribute(found[0], part)), found
 
 
@@ -211,7 +211,7 @@ def describe_actor(script: Script, rng: np.random.Generator) -> Question | None:
         return None
     thing, cast = target.thing, script.cast
     answer = [thing.colour, thing.shape, target.move, third(target.appears), third(target.leaves)]
-    parts: list[Part] = ["describe the", (who, [thing]), "."]
+    parts: list[str | Name] = ["describe the", (who, [thing]), "."]
     return question("describe", cast, parts, " ".join(answer), (owners(cast, [thing]),))
 
 

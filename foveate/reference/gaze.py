@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from foveate.reference.labels import MOST_OWNERS
 from foveate.reference.packing import Packed
@@ -87,7 +87,7 @@ def _missed(given: Tensor, meant: Tensor) -> tuple[Tensor, float]:
 
 
 def _queries_and_keys(
-    attention: nn.Module, hidden: Tensor, rotations: tuple[Tensor, Tensor]
+    attention: LlamaAttention, hidden: Tensor, rotations: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Rotated, keys repeated for every query head: float[b, heads, tokens, d] each."""
     shape = (*hidden.shape[:2], -1, attention.head_dim)

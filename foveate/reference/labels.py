@@ -31,12 +31,13 @@ PATCH_CLASSES = {
 # The picture as a whole: which colour-shape pairs and letters are there, and the number.
 PRESENT = len(words.COLOURS) * len(words.SHAPES) + len(words.LETTERS)
 IMAGE_CLASSES = {"present": PRESENT, "tens": len(words.DIGITS) + 1, "ones": len(words.DIGITS)}
-MOST_OWNERS = 13
+# Background, ten objects, three plates.
+MOST_OWNERS = 14
 _IGNORE = -100
 
 
 def owner_table(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int64[13, labels] and centres float32[13, 2] of each owner; row 0 is background."""
+    """Labels int64[owners, labels] and centres float32[owners, 2] by owner; row 0 is background."""
     table = np.full((MOST_OWNERS, len(PATCH_CLASSES)), _IGNORE, np.int64)
     centres = np.zeros((MOST_OWNERS, 2), np.float32)
     table[0, 0] = 0
@@ -127,8 +128,8 @@ def labels_of(
     """`patch_labels` from what is known about every owner.
 
     Args:
-        tables: int64[b, 13, labels], as `owner_table` gives them.
-        centres: float[b, 13, 2], in pixels of a picture of `side` x `side`.
+        tables: int64[b, owners, labels], as `owner_table` gives them.
+        centres: float[b, owners, 2], in pixels of a picture of `side` x `side`.
         which: int64[b, grid * grid], the owner of each patch.
         grid: patches a side.
         side: of the picture, in pixels; offsets are counted in eighths of it.

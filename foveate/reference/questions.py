@@ -72,7 +72,7 @@ def ask(kind: str, layout: Layout, rng: np.random.Generator) -> Question | None:
 def question(
     kind: str,
     layout: Layout,
-    parts: Sequence[Part],
+    parts: Sequence[str | Name],
     answer: str,
     about: tuple[tuple[int, ...], ...],
 ) -> Question:
@@ -99,10 +99,14 @@ def owners(layout: Layout, about: Sequence[Thing | Plate]) -> tuple[int, ...]:
     return tuple(everything.index(each) + 1 for each in about)
 
 
-# Words, or a name and what it means.
-Part = str | tuple[str, Sequence[Thing | Plate]]
+# A name and what it means.
+Name = tuple[str, Sequence[Thing | Plate]]
 # The text's parts, the answer, and the things or plates that it is read from.
-Asked = tuple[Sequence[Part], str, Sequence[Thing | Plate]] | None
+Asked = tuple[Sequence[str | Name], str, Sequence[Thing | Plate]] | None
+
+
+def _name(text: str, things: Sequence[Thing | Plate]) -> Name:
+    return text, things
 
 
 def _attribute_question(kind: str, opening: str) -> Callable[[Layout, np.random.Generator], Asked]:
@@ -111,7 +115,7 @@ def _attribute_question(kind: str, opening: str) -> Callable[[Layout, np.random.
     def asker(layout: Layout, rng: np.random.Generator) -> Asked:
         target = _pick(layout.things, rng)
         who, answer = name(layout.things, target, rng, hidden=[kind]), attribute(target, kind)
-        return ([opening, (who, [target]), "?"], answer, [target]) if who and answer else None
+        return ([opening, _name(who, [target]), "?"], answer, [target]) if who and answer else None
 
     return asker
 
@@ -123,7 +127,7 @@ def _existence(layout: Layout, rng: np.random.Generator) -> Asked:
         wanted = _description(rng, layout.things if answer else None)
         found = [thing for thing in layout.things if matches(thing, wanted)]
         if bool(found) == answer:
-            parts = ["is there a", (phrase(wanted), found), "?"]
+            parts: list[str | Name] = ["is there a", _name(phrase(wanted), found), "?"]
             return parts, "yes" if answer else "no", found
     return None
 
@@ -157,19 +161,18 @@ def _count(layout: Layout, rng: np.random.Generator) -> Asked:
         return None
     word = fitting[rng.integers(len(fitting))]
     counted = [thing for thing in layout.things if attribute(thing, part) == word]
-    parts = ["how many", (phrase({part: word}, many=True), counted), "are there ?"]
+    parts: list[str | Name] = [
+        "how many",
+        _name(phrase({part: word}, many=True), counted),
+        "are there ?",
+    ]
     return parts, words.NUMERALS[number], counted
 
 
 def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
     first, second = _pair(layout, rng)
     relation = tuple(words.RELATIONS)[rng.integers(len(words.RELATIONS))]
-    gap = {
-        "left": second.x - first.x,
-        "right": first.x - second.x,
-        "above": second.y - first.y,
-        "below": first.y - second.y,
-    }[relation]
+    gap = gaps(first, second)[relation]
     # A name that contains the place would give the answer away.
     names = [name(layout.things, thing, rng, hidden=["region"]) for thing in (first, second)]
     if abs(gap) < APART or None in names:
@@ -177,11 +180,17 @@ def _relation(layout: Layout, rng: np.random.Generator) -> Asked:
     return _pair_question(names, words.RELATIONS[relation], (first, second), gap > 0)
 
 
+def gaps(first: Thing, second: Thing) -> dict[str, float]:
+    """By how many pixels the first object is left of, right of .. the second, by relation."""
+    across, down = second.x - first.x, second.y - first.y
+    return {"left": across, "right": -across, "above": down, "below": -down}
+
+
 def _pair_question(
     names: Sequence[str | None], relation: str, pair: tuple[Thing, Thing], answer: bool
 ) -> Asked:
-    """ "is the ... left of the ... ?": read from what the names stand for, not from a mixture."""
-    first, second = ((str(name), [thing]) for name, thing in zip(names, pair, strict=True))
+    """Is one left of the other: read from what the names stand for, not from a mixture."""
+    first, second = (_name(str(name), [thing]) for name, thing in zip(names, pair, strict=True))
     return ["is the", first, f"{relation} the", second, "?"], "yes" if answer else "no", []
 
 
@@ -208,7 +217,7 @@ def _extreme(layout: Layout, rng: np.random.Generator) -> Asked:
     if abs(position(ranked[0], which) - position(ranked[1], which)) < 4:
         return None
     part = ("colour", "shape")[rng.integers(2)]
-    parts = [f"what {part} is the", (f"{which} thing", ranked[:1]), "?"]
+    parts: list[str | Name] = [f"what {part} is the", _name(f"{which} thing", ranked[:1]), "?"]
     return parts, str(attribute(ranked[0], part)), ranked[:1]
 
 
@@ -232,7 +241,7 @@ def _letter(layout: Layout, rng: np.random.Generator) -> Asked:
     signs = [plate for plate in layout.plates if plate.kind == "letter"]
     sign = signs[rng.integers(len(signs))]
     tone = f"{sign.tone} " if len(signs) > 1 else ""
-    return ["what letter is on the", (f"{tone}sign", [sign]), "?"], sign.text, [sign]
+    return ["what letter is on the", _name(f"{tone}sign", [sign]), "?"], sign.text, [sign]
 
 
 def _pick(things: Sequence[Thing], rng: np.random.Generator) -> Thing:

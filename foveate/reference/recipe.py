@@ -45,4 +45,4 @@ class Recipe:
     vision_width: int = 128
     vision_layers: int = 5
     width: int = 128
-    layers: int = 4
+    layers: int = 5

@@ -46,9 +46,9 @@ class Views:
     Attributes:
         pixels: uint8[v, 64, 64, 3].
         owners: uint8[v, 64, 64]; 0 is background.
-        tables: int64[v, 13, labels] what is known about each owner, as `labels.owner_table`.
-        centres: float[v, 13, 2] where each owner's centre is, in pixels of the view.
-        shown: float[v, 13] the share of each owner that lies in the view.
+        tables: int64[v, owners, labels] what is known about each owner, as `labels.owner_table`.
+        centres: float[v, owners, 2] where each owner's centre is, in pixels of the view.
+        shown: float[v, owners] the share of each owner that lies in the view.
         whole: bool[v] whether the view is the whole picture, so that places in it are its places.
     """
 
