@@ -1,7 +1,8 @@
 """The forms in which pictures reach the tiled model: tiles, an overview alone, a clip's frames.
 
-A form draws a picture as views, puts the projected views together as the model itself does it, and
-knows which object each visual token shows.
+A form draws a picture as views, arranges what was made of their patches as the model itself does,
+and knows which object each visual token shows. Views may be resized, or the resize baseline would
+be a straw man.
 """
 
 from __future__ import annotations
@@ -14,22 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaOnevisionForConditionalGeneration
 
+from foveate.reference.architecture import PATCH
 from foveate.reference.clip_questions import CLIP_KINDS, ask_clip, describe_actor, list_actors
 from foveate.reference.clips import FRAMES, Script, clip
-from foveate.reference.labels import cell_owners
+from foveate.reference.labels import cell_owners, patch_owners
 from foveate.reference.language_stage import mixed, training_dialogues
 from foveate.reference.layout import Layout
-from foveate.reference.onevision import FRAME_GRID, VIEW_GRID
+from foveate.reference.onevision import VIEW_GRID
 from foveate.reference.questions import TURNS, Question
 from foveate.reference.tiled import CANVASES, TILE, asked_about, tiled_scene
 from foveate.reference.views import Views, clip_views, scene_views
 from foveate.reference.worlds import FIRST
 
-_VIEW_TOKENS = VIEW_GRID * VIEW_GRID
-# A frame's token shows an object that covers this many of its 16 x 16 pixels.
-_COVERED = 16
+# Resized views: 32, 48 and 56 pixels a side.
+LOW_VIEW_GRIDS = (4, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Drawn:
 
 
 class Form(ABC):
-    """How a picture is shown. All pictures of a batch have one form."""
+    """How a picture is shown. All pictures of a batch have one form.
+
+    Attributes:
+        grid: patches a side of each view.
+    """
+
+    grid: int
 
     @property
     @abstractmethod
@@ -58,15 +64,12 @@ class Form(ABC):
         """The picture of this seed."""
 
     @abstractmethod
-    def visual(self, model: LlavaOnevisionForConditionalGeneration, projected: Tensor) -> Tensor:
-        """The decoder's visual tokens, put together by the model's own methods.
+    def visual(self, projected: Tensor, newline: Tensor) -> Tensor:
+        """The visual tokens as the decoder receives them: float[b, tokens, width].
 
         Args:
-            model: whose methods and newline.
-            projected: float[b, views, 64, width], the projected patches of every view.
-
-        Returns:
-            float[b, tokens, width].
+            projected: float[b, views, grid * grid, width], the projected patches of every view.
+            newline: float[width].
         """
 
     @abstractmethod
@@ -80,76 +83,66 @@ class Tiled(Form):
 
     Attributes:
         canvas: width and height in pixels.
+        grid: patches a side of each view.
     """
 
     canvas: tuple[int, int]
+    grid: int = VIEW_GRID
 
     @property
     def tokens(self) -> int:
         """The overview, the mosaic, and a newline for each of the mosaic's rows."""
-        columns, rows = (side // TILE * VIEW_GRID for side in self.canvas)
-        return _VIEW_TOKENS + rows * (columns + 1)
+        columns, rows = (side // TILE * self.grid for side in self.canvas)
+        return self.grid * self.grid + rows * (columns + 1)
 
     def draw(self, seed: int, split: str, world: str = FIRST) -> Drawn:
         """The scene of this seed on this canvas."""
         drawn = tiled_scene(seed, split, world, self.canvas)
         return Drawn(scene_views(drawn), asked_about(drawn.layout, self.canvas))
 
-    def visual(self, model: LlavaOnevisionForConditionalGeneration, projected: Tensor) -> Tensor:
-        """As `get_image_features` packs them."""
-        width, height = self.canvas
-        packed, _ = model.model.pack_image_features(
-            list(projected),
-            [[height, width]] * len(projected),
-            image_newline=model.model.image_newline,
-            vision_aspect_ratio=model.config.vision_aspect_ratio,
-        )
-        return torch.stack(packed)
+    def visual(self, projected: Tensor, newline: Tensor) -> Tensor:
+        """The overview's patches, then the mosaic's rows, each closed by a newline."""
+        across, down = (side // TILE for side in self.canvas)
+        tiles = projected[:, 1:].unflatten(1, (down, across)).unflatten(3, (self.grid, self.grid))
+        # (b, down, across, y, x, width) -> (b, rows, columns, width)
+        mosaic = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        closed = torch.cat([mosaic, newline.expand(*mosaic.shape[:2], 1, -1)], dim=2)
+        return torch.cat([projected[:, 0], closed.flatten(1, 2)], dim=1)
 
     def owners(self, views: Sequence[Views]) -> Tensor:
-        """The overview's patches, then the mosaic's rows, each with its newline."""
-        across, down = (side // TILE for side in self.canvas)
-        patches = torch.stack([each.patch_owners() for each in views])
-        mosaic = patches[:, 1:].unflatten(1, (down, across)).unflatten(3, (VIEW_GRID, VIEW_GRID))
-        rows = mosaic.transpose(2, 3).flatten(3).flatten(1, 2)
-        return torch.cat([patches[:, 0], F.pad(rows, (0, 1)).flatten(1)], dim=1)
+        """Owners of patches, arranged as patches are."""
+        patches = torch.stack([patch_owners(each.owners, self.grid) for each in views])
+        return self.visual(patches[..., None], patches.new_zeros(1))[..., 0]
 
 
 @dataclass(frozen=True)
 class Overview(Form):
-    """A scene at 64 x 64 pixels and one newline: one of several pictures of a prompt.
-
-    It is what a resized picture costs, so a share of the training shows it.
+    """A scene at 64 x 64 pixels and one newline: what each of several pictures in a prompt gets.
 
     Attributes:
         canvas: of the scene before it is resized.
     """
 
     canvas: tuple[int, int]
+    grid = VIEW_GRID
 
     @property
     def tokens(self) -> int:
         """The view and a newline."""
-        return _VIEW_TOKENS + 1
+        return self.grid * self.grid + 1
 
     def draw(self, seed: int, split: str, world: str = FIRST) -> Drawn:
         """The scene of this seed, without its tiles."""
         drawn = Tiled(self.canvas).draw(seed, split, world)
         return Drawn(drawn.views[:1], drawn.subject)
 
-    def visual(self, model: LlavaOnevisionForConditionalGeneration, projected: Tensor) -> Tensor:
-        """As `get_image_features` packs a picture that was not cut into tiles."""
-        packed, _ = model.model.pack_image_features(
-            list(projected),
-            [[TILE, TILE]] * len(projected),
-            image_newline=model.model.image_newline,
-            vision_aspect_ratio=model.config.vision_aspect_ratio,
-        )
-        return torch.stack(packed)
+    def visual(self, projected: Tensor, newline: Tensor) -> Tensor:
+        """The view's patches and the newline."""
+        return torch.cat([projected[:, 0], newline.expand(len(projected), 1, -1)], dim=1)
 
     def owners(self, views: Sequence[Views]) -> Tensor:
-        """The view's patches and the newline."""
-        return F.pad(torch.cat([each.patch_owners() for each in views]), (0, 1))
+        """The owners of the view's patches."""
+        return F.pad(torch.cat([patch_owners(each.owners, self.grid) for each in views]), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -158,50 +151,66 @@ class Frames(Form):
 
     Attributes:
         count: how many pictures are taken of it.
+        grid: patches a side of each frame.
     """
 
     count: int
+    grid: int = VIEW_GRID
+
+    @property
+    def side(self) -> int:
+        """Tokens a side of each frame."""
+        return -(-self.grid // 2)
 
     @property
     def tokens(self) -> int:
         """Pooled frames and one newline."""
-        return self.count * FRAME_GRID * FRAME_GRID + 1
+        return self.count * self.side * self.side + 1
 
     def draw(self, seed: int, split: str, world: str = FIRST) -> Drawn:
         """The clip of this seed with this number of frames."""
         drawn = clip(seed, split, world, self.count)
         return Drawn(clip_views(drawn), drawn.script)
 
-    def visual(self, model: LlavaOnevisionForConditionalGeneration, projected: Tensor) -> Tensor:
-        """As `get_video_features` pools and closes them."""
-        pooled = model.model.apply_pooling(projected.flatten(0, 1))
-        pooled = pooled.unflatten(0, projected.shape[:2]).flatten(1, 2)
-        newline = model.model.image_newline.expand(len(pooled), 1, -1)
-        return torch.cat([pooled, newline], dim=1)
+    def visual(self, projected: Tensor, newline: Tensor) -> Tensor:
+        """Every frame pooled to half its side, and one newline at the end."""
+        frames = projected.flatten(0, 1).unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        pooled = F.interpolate(frames, size=(self.side, self.side), mode="bilinear")
+        tokens = pooled.flatten(2).mT.unflatten(0, projected.shape[:2]).flatten(1, 2)
+        return torch.cat([tokens, newline.expand(len(tokens), 1, -1)], dim=1)
 
     def owners(self, views: Sequence[Views]) -> Tensor:
-        """What most of each token's pixels show, and the newline."""
-        cells = [cell_owners(each.owners, TILE // FRAME_GRID, _COVERED) for each in views]
-        return F.pad(torch.stack(cells).flatten(1), (0, 1))
+        """What most of each token's pixels show, if it is a sixteenth of them, and the newline."""
+        size = self.grid * PATCH
+        cell = size // self.side
+        owners = [cell_owners(each.owners, size, cell, cell * cell // 16) for each in views]
+        return F.pad(torch.stack(owners).flatten(1), (0, 1))
 
 
 TILED = tuple(Tiled(canvas) for canvas in CANVASES)
 OVERVIEWS = tuple(Overview(canvas) for canvas in CANVASES)
 CLIPS = tuple(Frames(count) for count in FRAMES)
+LOW_TILED = tuple(Tiled(canvas, grid) for canvas in CANVASES for grid in LOW_VIEW_GRIDS)
+LOW_CLIPS = tuple(Frames(count, grid) for count in FRAMES for grid in LOW_VIEW_GRIDS)
 
 
 def step_form(rng: np.random.Generator, clip_share: float, low_share: float) -> Form:
-    """The form of one step: a clip, a tiled scene, or now and then a cheap one of either.
+    """The form of one step: clips or tiled scenes, now and then with fewer tokens.
 
     Args:
         rng: the step's random numbers.
         clip_share: how often it is a clip.
-        low_share: how often it is the overview alone, or the shortest clip.
+        low_share: how often views are resized or, for scenes, only the overview is shown.
     """
     clips, low = rng.random() < clip_share, rng.random() < low_share
+    forms: tuple[Form, ...]
     if clips:
-        return CLIPS[0] if low else CLIPS[rng.integers(len(CLIPS))]
-    return (OVERVIEWS if low else TILED)[rng.integers(len(TILED))]
+        forms = LOW_CLIPS if low else CLIPS
+    elif low:
+        forms = OVERVIEWS if rng.random() < 0.5 else LOW_TILED
+    else:
+        forms = TILED
+    return forms[rng.integers(len(forms))]
 
 
 def training_turns(

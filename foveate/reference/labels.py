@@ -85,23 +85,24 @@ def patch_owners(owners: Tensor, grid: int) -> Tensor:
     """Which owner shows most in each patch, 0 below an eighth of it: int64[b, grid * grid].
 
     Args:
-        owners: uint8[b, 128, 128].
+        owners: uint8[b, s, s].
         grid: patches per side after the picture was resized to `grid * 8` pixels.
     """
-    if grid * PATCH != SIDE:
-        pixels = F.interpolate(owners[:, None].float(), size=grid * PATCH, mode="nearest-exact")
-        owners = pixels[:, 0].to(torch.uint8)
-    return cell_owners(owners, PATCH, PATCH * PATCH // 8)
+    return cell_owners(owners, grid * PATCH, PATCH, PATCH * PATCH // 8)
 
 
-def cell_owners(owners: Tensor, side: int, least: int) -> Tensor:
+def cell_owners(owners: Tensor, size: int, side: int, least: int) -> Tensor:
     """Which owner shows most in each cell, 0 where none shows enough: int64[b, cells].
 
     Args:
-        owners: uint8[b, height, width].
-        side: a cell's, in pixels; it divides height and width.
+        owners: uint8[b, s, s].
+        size: what the picture is resized to first, in pixels.
+        side: a cell's, in pixels; it divides the size.
         least: pixels that an owner must show.
     """
+    if owners.shape[-1] != size:
+        pixels = F.interpolate(owners[:, None].float(), size=size, mode="nearest-exact")
+        owners = pixels[:, 0].to(torch.uint8)
     cells = owners.unfold(1, side, side).unfold(2, side, side).flatten(3)
     counts = torch.stack([(cells == owner).sum(-1) for owner in range(1, MOST_OWNERS)], dim=-1)
     most, which = counts.max(dim=-1)

@@ -8,7 +8,7 @@ DIR/training.json; `--world second` the part "second_world". What counts as righ
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.reference import words
+from foveate.reference.architecture import PATCH
 from foveate.reference.clip_questions import clip_dialogue
 from foveate.reference.clips import FRAMES, Clip, clip
 from foveate.reference.data import pixel_values
-from foveate.reference.forms import Frames, Overview
+from foveate.reference.forms import LOW_VIEW_GRIDS, Form, Frames, Overview, Tiled
+from foveate.reference.labels import patch_owners
 from foveate.reference.measure import (
     accuracies,
     answers_right,
@@ -33,8 +35,9 @@ from foveate.reference.measure import (
 from foveate.reference.onevision import VIEW_GRID, load_tiles_processor
 from foveate.reference.questions import Question
 from foveate.reference.scenes import Scene
-from foveate.reference.tiled import CANVASES, TILE, tiled_dialogue, tiled_scene
+from foveate.reference.tiled import tiled_dialogue, tiled_scene
 from foveate.reference.views import Views, clip_views, scene_views
+from foveate.reference.vision_stage import encode
 from foveate.reference.worlds import FIRST, WORLDS
 
 if TYPE_CHECKING:
@@ -59,25 +62,37 @@ def tiled_hits(
 
 
 @torch.no_grad()
-def overview_hits(
+def resized_hits(
     model: LlavaOnevisionForConditionalGeneration,
     processor: LlavaOnevisionProcessor,
     turns: Sequence[Turns],
-    images: Sequence[Image.Image],
+    pictures: Sequence[tuple[Form, Views]],
 ) -> list[list[bool]]:
-    """The same with each picture resized to one view, and no tiles."""
-    small = [image.resize((TILE, TILE), Image.Resampling.BICUBIC) for image in images]
-    pixels = torch.from_numpy(np.stack([np.array(image) for image in small]))
-    ids, mask = _prompts(processor, turns, Overview(CANVASES[0]).tokens, is_video=False)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        pixel_values=pixel_values(pixels, VIEW_GRID),
-        image_sizes=torch.full((len(small), 2), TILE),
-        # As in a prompt of several pictures: none of those is cut into tiles.
-        batch_num_images=torch.tensor([max(2, len(small))]),
-    ).logits
-    return answers_right(ids, logits.argmax(-1), turns)
+    """Which answers are right about pictures in a form that the processor does not make.
+
+    Args:
+        model, processor: as loaded.
+        turns: the conversations.
+        pictures: the form and the views of each.
+    """
+    right: dict[int, list[bool]] = {}
+    base = model.model
+    for form in {form for form, _ in pictures}:
+        chosen = [index for index, each in enumerate(pictures) if each[0] == form]
+        asked = [turns[index] for index in chosen]
+        is_video = isinstance(form, Frames)
+        ids, mask = _prompts(processor, asked, form.tokens, is_video)
+        views = Views.joined([pictures[index][1] for index in chosen])
+        pixels = pixel_values(views.pixels, form.grid)
+        features, _ = encode(base.vision_tower, pixels, last=False)
+        projected = base.multi_modal_projector(features[:, 1:]).unflatten(0, (len(chosen), -1))
+        visual = form.visual(projected, base.image_newline)
+        placeholder = model.config.video_token_id if is_video else model.config.image_token_id
+        embedded = base.get_input_embeddings()(ids)
+        embedded = embedded.masked_scatter((ids == placeholder)[..., None], visual)
+        logits = model(inputs_embeds=embedded, attention_mask=mask).logits
+        right |= zip(chosen, answers_right(ids, logits.argmax(-1), asked), strict=True)
+    return [right[index] for index in range(len(pictures))]
 
 
 @torch.no_grad()
@@ -147,11 +162,22 @@ def _measure_scenes(model: Any, processor: Any, scenes: Sequence[Scene]) -> dict
     turns = [_plain(tiled_dialogue(each, each.seed)) for each in scenes]
     images = [each.image for each in scenes]
     grey = [Image.fromarray(each) for each in _means([each.pixels for each in scenes])]
-    conditions = {
+    views = [scene_views(each) for each in scenes]
+    canvases = [each.image.size for each in scenes]
+    overviews = [each[:1] for each in views]
+    conditions: dict[str, tuple[Any, Sequence[Any]]] = {
         "accuracy": (tiled_hits, images),
         "blind": (tiled_hits, grey),
         "wrong_image": (tiled_hits, [*images[1:], images[0]]),
-        "overview_only": (overview_hits, images),
+        # Print and patterns are lost in it: what only the tiles show.
+        "overview_only": (resized_hits, _in_form(map(Overview, canvases), overviews)),
+        **{
+            f"views_of_{grid * PATCH}_pixels": (
+                resized_hits,
+                _in_form((Tiled(canvas, grid) for canvas in canvases), views),
+            )
+            for grid in LOW_VIEW_GRIDS
+        },
     }
     return accuracies(turns, _results(model, processor, turns, conditions))
 
@@ -163,7 +189,7 @@ def _measure_clips(model: Any, processor: Any, clips: Sequence[Clip]) -> dict[st
         [clip(each.seed, each.split, each.world, number).pixels for each in clips]
         for number in (min(FRAMES), max(FRAMES))
     )
-    conditions = {
+    conditions: dict[str, tuple[Any, Sequence[Any]]] = {
         "accuracy": (clip_hits, frames),
         "blind": (clip_hits, _means(frames)),
         "wrong_image": (clip_hits, [*frames[1:], frames[0]]),
@@ -171,8 +197,19 @@ def _measure_clips(model: Any, processor: Any, clips: Sequence[Clip]) -> dict[st
         "middle_frame": (clip_hits, [_still(each) for each in frames]),
         f"at_{min(FRAMES)}_frames": (clip_hits, fewest),
         f"at_{max(FRAMES)}_frames": (clip_hits, most),
+        **{
+            f"views_of_{grid * PATCH}_pixels": (
+                resized_hits,
+                _in_form((Frames(len(each), grid) for each in frames), map(clip_views, clips)),
+            )
+            for grid in LOW_VIEW_GRIDS
+        },
     }
     return accuracies(turns, _results(model, processor, turns, conditions))
+
+
+def _in_form(forms: Iterable[Form], views: Iterable[Views]) -> list[tuple[Form, Views]]:
+    return list(zip(forms, views, strict=True))
 
 
 def _plain(turns: Sequence[Question]) -> Turns:
@@ -224,7 +261,7 @@ def _measure_attention(
     for kind, views in kinds.items():
         pixels = pixel_values(views.pixels, VIEW_GRID)
         weights = cls_weights(model.model.vision_tower, model.config.vision_feature_layer, pixels)
-        shown = views.patch_owners() > 0
+        shown = patch_owners(views.owners, VIEW_GRID) > 0
         pairs = [(one, what) for one, what in zip(weights, shown, strict=True) if what.any()]
         found[kind] = attention_on_objects(pairs, tops=(4, 16))
     return found

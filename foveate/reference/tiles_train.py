@@ -21,6 +21,7 @@ from foveate.reference.alignment import patch_targets
 from foveate.reference.data import pixel_values
 from foveate.reference.forms import (
     CLIPS,
+    LOW_VIEW_GRIDS,
     OVERVIEWS,
     TILED,
     Drawn,
@@ -60,8 +61,7 @@ class TilesRecipe(Recipe):
         language_batch: the most pictures a step of stage 2.
         language_tokens: about how many tokens, text included, such a step holds.
         clip_share: how often a step of stage 2 shows clips.
-        low_share, low_first: as in `Recipe`; the low resolution is the overview without tiles,
-            for clips the smallest number of frames.
+        low_share, low_first: as in `Recipe`; views are resized, or only an overview is shown.
     """
 
     scenes: int = 1_000_000
@@ -110,18 +110,22 @@ class TilesTrainer(Trainer):
             frames = rng.permutation(len(drawn.views))[: recipe.vision_frames]
             parts.append(drawn.views[torch.from_numpy(frames)])
         views = Views.joined(parts)
-        return labelled_loss(
+        low = rng.random() < recipe.low_share
+        grid = int(rng.choice(LOW_VIEW_GRIDS)) if low else VIEW_GRID
+        loss, facts = labelled_loss(
             self.model.model.vision_tower,
             self.heads,
-            pixel_values(views.pixels, VIEW_GRID),
-            *views.patch_labels(),
+            pixel_values(views.pixels, grid),
+            *views.patch_labels(grid),
             views.image_labels(),
         )
+        # Accuracies are reported at the model's own resolution.
+        return loss, facts if grid == VIEW_GRID else {}
 
     @torch.no_grad()
-    def raw_features(self, views: Views) -> Tensor:
-        """The frozen tower's features: float[v, 64, d]."""
-        pixels = pixel_values(views.pixels, VIEW_GRID)
+    def raw_features(self, views: Views, grid: int = VIEW_GRID) -> Tensor:
+        """The frozen tower's features: float[v, grid * grid, d]."""
+        pixels = pixel_values(views.pixels, grid)
         return encode(self.model.model.vision_tower, pixels, last=False)[0][:, 1:]
 
     def _alignment(self) -> list[tuple[Tensor, Tensor]]:
@@ -131,19 +135,22 @@ class TilesTrainer(Trainer):
             for drawn in self._drawn(form, min(_ALIGNED_PICTURES, self.recipe.scenes)):
                 parts.append(drawn.views[:: 2 if form in TILED else 4])
         views = Views.joined(parts)
-        raw = self.raw_features(views)
-        self.whitening = Whitening.of(raw)
-        targets = patch_targets(table, *views.patch_labels(), VIEW_GRID, WORD_SIZE, views.whole)
+        self.whitening = Whitening.of(self.raw_features(views))
+        batches = []
+        for grid in (VIEW_GRID, *LOW_VIEW_GRIDS):
+            labels = views.patch_labels(grid)
+            targets = patch_targets(table, *labels, grid, WORD_SIZE, views.whole)
+            batches.append((self.whitening(self.raw_features(views, grid)), targets))
         with torch.no_grad():
             self.model.model.image_newline.normal_(0, WORD_SIZE)
-        return [(self.whitening(raw), targets)]
+        return batches
 
     def visual(self, form: Form, drawn: Sequence[Drawn]) -> Tensor:
         """The visual tokens of these pictures: float[b, tokens, width]."""
         assert self.whitening is not None
-        raw = self.raw_features(Views.joined([each.views for each in drawn]))
+        raw = self.raw_features(Views.joined([each.views for each in drawn]), form.grid)
         projected = self.model.model.multi_modal_projector(self.whitening(raw))
-        return form.visual(self.model, projected.unflatten(0, (len(drawn), -1)))
+        return form.visual(projected.unflatten(0, (len(drawn), -1)), self.model.model.image_newline)
 
     def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
         recipe = self.recipe

@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foveate.reference import words
-from foveate.reference.architecture import PATCH
 from foveate.reference.clips import Clip, moments
 from foveate.reference.labels import (
     IMAGE_CLASSES,
     MOST_OWNERS,
     PATCH_CLASSES,
     PRESENT,
-    cell_owners,
     labels_of,
     owner_table,
+    patch_owners,
 )
 from foveate.reference.onevision import VIEW_GRID
 from foveate.reference.scenes import Scene
@@ -72,13 +71,14 @@ class Views:
             *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Views))
         )
 
-    def patch_owners(self) -> Tensor:
-        """Which owner shows most in each patch: int64[v, 64]."""
-        return cell_owners(self.owners, PATCH, PATCH * PATCH // 8)
+    def patch_labels(self, grid: int = VIEW_GRID) -> tuple[dict[str, Tensor], Tensor]:
+        """Labels int64[v, grid * grid] by name, and offsets float[v, grid * grid, 2].
 
-    def patch_labels(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Labels int64[v, 64] by name, and offsets float[v, 64, 2] in patches."""
-        return labels_of(self.tables, self.centres, self.patch_owners(), VIEW_GRID, TILE)
+        Args:
+            grid: patches a side; fewer than 8 are those of resized views.
+        """
+        which = patch_owners(self.owners, grid)
+        return labels_of(self.tables, self.centres, which, grid, TILE)
 
     def image_labels(self) -> dict[str, Tensor]:
         """What CLS must say: "present" float[v, PRESENT], "tens" and "ones" int64[v] or -100."""

@@ -12,10 +12,12 @@ import torch
 import foveate
 from foveate.adapters import adapter_for
 from foveate.reference import tiled_samples, words
-from foveate.reference.clips import clip
+from foveate.reference.clips import FRAME, clip, moments
 from foveate.reference.data import pixel_values
 from foveate.reference.forms import (
     CLIPS,
+    LOW_CLIPS,
+    LOW_TILED,
     OVERVIEWS,
     TILED,
     Form,
@@ -24,14 +26,13 @@ from foveate.reference.forms import (
     step_form,
     training_turns,
 )
-from foveate.reference.labels import MOST_OWNERS
+from foveate.reference.labels import MOST_OWNERS, patch_owners
 from foveate.reference.language_stage import packed_loss
 from foveate.reference.measure import messages
 from foveate.reference.onevision import build_tiles_model, build_tiles_processor
 from foveate.reference.packing import IGNORE, pack, text_encoder
 from foveate.reference.scenes import Scene, scene
 from foveate.reference.tiled import CANVASES, TILE, canvas_of, tiled_dialogue, tiled_scene
-from foveate.reference.tiles_measure import overview_hits
 from foveate.reference.views import Views, clip_views, scene_views
 from foveate.reference.vision_stage import encode
 from tests.reference import test_scenes
@@ -195,7 +196,9 @@ def test_packed_loss_is_the_loss_of_the_models_own_forward(
             model.model.vision_tower, pixel_values(drawn.views.pixels, 8), last=False
         )
         projected = model.model.multi_modal_projector(hidden[:, 1:])
-        mine, _ = packed_loss(model, form.visual(model, projected[None]), packed)
+        mine, _ = packed_loss(
+            model, form.visual(projected[None], model.model.image_newline), packed
+        )
     plain = [(turn.text, turn.answer, turn.kind) for turn in turns]
     inputs = inputs_of(form, 3, plain, processor)
     start = form.tokens + 2
@@ -208,32 +211,81 @@ def test_packed_loss_is_the_loss_of_the_models_own_forward(
     assert (packed.labels != IGNORE).sum() > 3
 
 
-@pytest.mark.parametrize("form", [*TILED, OVERVIEWS[0]], ids=str)
-def test_owners_lie_where_the_model_puts_their_patches(form: Form, model: Any) -> None:
-    """Owners sent through the model's packing in the place of features."""
+@pytest.mark.parametrize("form", TILED, ids=str)
+def test_owners_lie_where_the_model_puts_their_patches(form: Tiled, model: Any) -> None:
+    """Owners sent through the model's own packing in the place of features."""
     drawn = [form.draw(seed, "train") for seed in (1, 2)]
-    patches = torch.stack([each.views.patch_owners() for each in drawn])
-    width = len(model.model.image_newline)
+    patches = torch.stack([patch_owners(each.views.owners, 8) for each in drawn])
+    packed, _ = model.model.pack_image_features(
+        list(patches[..., None].float()),
+        [[form.canvas[1], form.canvas[0]]] * 2,
+        image_newline=torch.zeros(1),
+    )
+    sent = torch.stack(packed)[..., 0].long()
+    assert form.owners([each.views for each in drawn]).equal(sent)
+    assert (sent > 0).any()
+
+
+def test_frames_are_pooled_as_the_model_pools_them(model: Any) -> None:
+    projected = torch.randn(2, 8, 64, 5)
+    pooled = model.model.apply_pooling(projected.flatten(0, 1)).reshape(2, -1, 5)
+    newline = torch.randn(5)
+    mine = CLIPS[0].visual(projected, newline)
+    assert torch.allclose(mine[:, :-1], pooled, atol=1e-6)
+    assert (mine[:, -1] == newline).all()
+
+
+def test_an_overview_is_what_each_of_several_pictures_gets(model: Any) -> None:
+    form = OVERVIEWS[0]
+    views = [form.draw(seed, "train").views for seed in (1, 2)]
+    pixels = pixel_values(Views.joined(views).pixels, 8)
     with torch.no_grad():
-        sent = form.visual(model, patches[..., None].expand(-1, -1, -1, width).float())
-    newline = (sent == model.model.image_newline).all(-1)
-    expected = torch.where(newline, 0, sent[..., 0])
-    assert form.owners([each.views for each in drawn]).equal(expected.long())
-    assert newline.sum() == 2 * (form.tokens - patches[0].numel())
+        hidden, _ = encode(model.model.vision_tower, pixels, last=False)
+        projected = model.model.multi_modal_projector(hidden[:, 1:])
+        theirs = model.get_image_features(
+            pixel_values=pixels,
+            image_sizes=torch.full((2, 2), TILE),
+            batch_num_images=torch.tensor([2]),
+        ).pooler_output
+        mine = form.visual(projected[:, None], model.model.image_newline)
+    assert torch.allclose(mine, torch.stack(list(theirs)), atol=1e-5)
+    assert form.owners(views).shape == mine.shape[:2] == (2, form.tokens)
 
 
-def test_owners_of_pooled_tokens(model: Any) -> None:
-    """Where four patches show one object, so does their token."""
-    form = CLIPS[0]
-    drawn = [form.draw(seed, "train") for seed in (1, 2)]
-    owners = form.owners([each.views for each in drawn])
-    assert owners.shape == (2, form.tokens)
-    patches = torch.stack([each.views.patch_owners() for each in drawn])
-    cells = patches.reshape(2, 8, 4, 2, 4, 2).transpose(3, 4).flatten(4)
-    same = (cells == cells[..., :1]).all(-1) & (cells[..., 0] > 0)
-    assert owners[:, :-1].reshape(2, 8, 4, 4)[same].equal(cells[..., 0][same])
-    assert same.any()
-    assert (owners[:, -1] == 0).all()
+@pytest.mark.parametrize("form", [CLIPS[0], *LOW_CLIPS[:3]], ids=str)
+def test_owners_of_pooled_tokens(form: Frames) -> None:
+    """The middle of an object lies in a token of its own."""
+    drawn = clip(1, "train", frames=form.count)
+    owners = form.owners([clip_views(drawn)])
+    assert owners.shape == (1, form.tokens)
+    assert owners[0, -1] == 0
+    tokens = owners[0, :-1].reshape(form.count, form.side, form.side)
+    hits = []
+    for index, moment in enumerate(moments(form.count)):
+        for owner, actor in enumerate(drawn.actors, start=1):
+            if actor.shown(moment):
+                column, row = (int(each * form.side / FRAME) for each in actor.place(moment))
+                hits.append(tokens[index, row, column].item() == owner)
+    assert np.mean(hits) > 0.8
+
+
+@pytest.mark.parametrize("form", [LOW_TILED[0], LOW_TILED[5], LOW_CLIPS[1]], ids=str)
+def test_resized_views_keep_their_order(form: Form) -> None:
+    """Every patch's token is where a patch of a full view would be, and as many as are counted."""
+    views = [form.draw(seed, "train").views for seed in (1, 2)]
+    count = len(views[0])
+    number = torch.arange(2.0 * count * form.grid**2).reshape(2, count, form.grid**2, 1)
+    sent = form.visual(number, torch.tensor([-1.0]))[..., 0]
+    assert sent.shape == form.owners(views).shape == (2, form.tokens)
+    if isinstance(form, Tiled):
+        visual = sent[0][sent[0] >= 0]
+        assert sorted(visual.tolist()) == list(range(count * form.grid**2))
+        # The mosaic's first row: the first rows of the tiles side by side.
+        across = form.canvas[0] // TILE
+        row = sent[0, form.grid**2 :][: across * form.grid + 1]
+        tiles = number[0, 1 : 1 + across, : form.grid, 0].flatten()
+        assert row[:-1].equal(tiles)
+        assert row[-1] == -1
 
 
 def test_the_adapter_knows_the_tower(model: Any, processor: Any) -> None:
@@ -263,22 +315,11 @@ def test_methods_attach(form: Form, method: str, model: Any, processor: Any) -> 
     assert (less - plain).abs().max() > 1e-4
 
 
-def test_overview_is_what_one_of_several_pictures_gets(model: Any, processor: Any) -> None:
-    """A single picture and a batch of three are asked alike."""
-    drawn = list(tiled_samples("test", 3))
-    turns, images = [each.turns for each in drawn], [each.image for each in drawn]
-    together = overview_hits(model, processor, turns, images)
-    alone = [
-        overview_hits(model, processor, [turns[row]], [images[row]])[0] for row in range(len(drawn))
-    ]
-    assert together == alone
-
-
 def test_a_steps_form_follows_its_shares() -> None:
     rng = np.random.default_rng(0)
     assert {type(step_form(rng, 1.0, 0.3)) for _ in range(20)} == {Frames}
     assert {step_form(rng, 0.0, 0.0) for _ in range(60)} == set(TILED)
-    assert {step_form(rng, 0.0, 1.0) for _ in range(60)} == set(OVERVIEWS)
-    assert {step_form(rng, 1.0, 1.0) for _ in range(9)} == {CLIPS[0]}
+    assert {step_form(rng, 0.0, 1.0) for _ in range(200)} == {*OVERVIEWS, *LOW_TILED}
+    assert {step_form(rng, 1.0, 1.0) for _ in range(200)} == set(LOW_CLIPS)
     mixed = [step_form(rng, 0.45, 0.15) for _ in range(400)]
     assert 0.35 < sum(isinstance(form, Frames) for form in mixed) / len(mixed) < 0.55

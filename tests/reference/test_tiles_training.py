@@ -11,13 +11,20 @@ import pytest
 import torch
 
 from foveate.errors import InputError
-from foveate.reference.forms import CLIPS, TILED
+from foveate.reference.forms import CLIPS, TILED, Form, Tiled
 from foveate.reference.language_stage import packed_loss
 from foveate.reference.onevision import load_tiles_processor
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.questions import Question
-from foveate.reference.tiles_measure import clip_hits, measure_tiles
+from foveate.reference.tiled import tiled_dialogue, tiled_scene
+from foveate.reference.tiles_measure import (
+    clip_hits,
+    measure_tiles,
+    resized_hits,
+    tiled_hits,
+)
 from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, train_tiles
+from foveate.reference.views import scene_views
 
 TINY = TilesRecipe(
     scenes=6,
@@ -91,33 +98,36 @@ def test_exported_model_is_the_trained_one(whole: Path, loaded: tuple[Any, Any])
     """The whitening is folded in, and half precision changes little."""
     model, processor = loaded
     trainer = TilesTrainer(whole, 3, TINY)
+    packed = pack([[[Question("x", "is there a red thing ?", "yes")]]], text_encoder())
+
+    def answer(raw: torch.Tensor, of: Any, form: Form) -> torch.Tensor:
+        projected = of.model.multi_modal_projector(raw)[None]
+        return packed_loss(of, form.visual(projected, of.model.image_newline), packed)[1]
+
     for form in (TILED[0], CLIPS[0]):
         drawn = form.draw(5, "train")
-        packed = pack([[[Question("x", "is there a red thing ?", "yes")]]], text_encoder())
         with torch.no_grad():
-            _, mine = packed_loss(trainer.model, trainer.visual(form, [drawn]), packed)
             raw = trainer.raw_features(drawn.views)
-            projected = model.model.multi_modal_projector(raw)
-            _, theirs = packed_loss(model, form.visual(model, projected[None]), packed)
-        assert torch.allclose(mine, theirs, atol=0.1)
-        # Control: without the whitening it is not.
-        with torch.no_grad():
-            projected = trainer.model.model.multi_modal_projector(raw)
-            _, other = packed_loss(
-                trainer.model, form.visual(trainer.model, projected[None]), packed
-            )
-        assert (mine - other).abs().max() > (mine - theirs).abs().max()
+            _, trained = packed_loss(trainer.model, trainer.visual(form, [drawn]), packed)
+            exported, unwhitened = answer(raw, model, form), answer(raw, trainer.model, form)
+        assert torch.allclose(trained, exported, atol=0.1)
+        # Control: without the whitening it is another model.
+        assert (trained - unwhitened).abs().max() > 3 * (trained - exported).abs().max()
     assert processor.image_processor.image_grid_pinpoints[-1] == [192, 192]
     record = json.loads((whole / "model" / "training.json").read_text())
     assert record["training"]["recipe"]["clip_share"] == TINY.clip_share
 
 
 def test_measures_every_table(loaded: tuple[Any, Any]) -> None:
-    found = measure_tiles(*loaded, count=12, split="validation")
+    found = measure_tiles(*loaded, count=8, split="validation")
     conditions = {"accuracy", "blind", "wrong_image", "majority", "questions"}
-    more = {"scenes": {"overview_only"}, "clips": {"middle_frame", "at_8_frames", "at_32_frames"}}
+    resized = {f"views_of_{pixels}_pixels" for pixels in (32, 48, 56)}
+    more = {
+        "scenes": {"overview_only", *resized},
+        "clips": {"middle_frame", "at_8_frames", "at_32_frames", *resized},
+    }
     for part, extra in more.items():
-        assert found[part]["all"]["questions"] == 36
+        assert found[part]["all"]["questions"] == 24
         assert set(found[part]["all"]) == conditions | extra
         for row in found[part]["kinds"].values():
             assert set(row) == conditions | extra
@@ -125,7 +135,18 @@ def test_measures_every_table(loaded: tuple[Any, Any]) -> None:
     for row in found["cls_attention"].values():
         assert 0 < row["object_area"] < 1
         assert 0 < row["attention_on_objects"] < 1
-    assert found == measure_tiles(*loaded, count=12, split="validation")
+
+
+def test_a_form_of_full_size_is_what_the_processor_gives(loaded: tuple[Any, Any]) -> None:
+    """The path of resized views, taken with views as they are."""
+    drawn = [tiled_scene(seed, "validation") for seed in range(5)]
+    turns = [
+        [(turn.text, turn.answer, turn.kind) for turn in tiled_dialogue(each, each.seed)]
+        for each in drawn
+    ]
+    given = [(Tiled(each.image.size), scene_views(each)) for each in drawn]
+    theirs = tiled_hits(*loaded, turns, [each.image for each in drawn])
+    assert resized_hits(*loaded, turns, given) == theirs
 
 
 def test_measured_clips_are_asked_as_the_processor_asks(loaded: tuple[Any, Any]) -> None:
