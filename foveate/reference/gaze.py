@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from foveate.reference.labels import MOST_OWNERS
@@ -27,7 +27,7 @@ _SHARE_OF_HEADS = 2  # half of them
 class Gaze:
     """Attention of the watched heads from text tokens to patches in the last forward."""
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         layers = model.model.language_model.layers
         # Before the middle a name's words can be gathered, behind it what was found compared.
         self.attention = layers[len(layers) // 2].self_attn

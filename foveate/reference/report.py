@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from foveate.reference.architecture import GRID
 from foveate.reference.data import Scenes
-from foveate.reference.language_stage import language_loss, training_dialogues
+from foveate.reference.language_stage import packed_loss, training_dialogues
 from foveate.reference.packing import IGNORE, pack, text_encoder
+from foveate.reference.questions import Question
 from foveate.reference.store import Store
 
 if TYPE_CHECKING:
-    from foveate.reference.train import Trainer
+    from foveate.reference.train import SceneTrainer, Trainer
 
 _VALIDATION_SCENES = 48
+# Share of right answers by kind.
+Validate = Callable[[], dict[str, float]]
 
 
 class Report:
     """Running means, printed now and then, with validation in the second stage."""
 
-    def __init__(self, trainer: Trainer, every: int = 50, validate_every: int = 400) -> None:
+    def __init__(
+        self, trainer: Trainer, validate: Validate, every: int = 50, validate_every: int = 400
+    ) -> None:
         self.trainer, self.every, self.validate_every = trainer, every, validate_every
         self.facts: dict[str, list[float]] = defaultdict(list)
-        folder = trainer.folder / "validation"
-        self.validation = Scenes(Store(folder, _VALIDATION_SCENES, "validation"))
-        self.validation.store.fill()
+        self.validate = validate
 
     def add(self, loss: float, facts: dict[str, float]) -> None:
         """Take in one step and print if it is time to."""
@@ -41,26 +47,52 @@ class Report:
             print(at, means, flush=True)
             self.facts.clear()
         if trainer.answering and trainer.step % self.validate_every == 0:
-            found = validate(trainer, self.validation)
+            found = self.validate()
             print({kind: round(value, 2) for kind, value in found.items()}, flush=True)
 
 
-def validate(trainer: Trainer, validation: Scenes) -> dict[str, float]:
+def scenes_validation(trainer: SceneTrainer) -> Validate:
     """Share of right answers per kind on validation scenes (descriptions included)."""
-    indices = list(range(_VALIDATION_SCENES))
-    rng = np.random.default_rng([3, 0])
-    batch = [training_dialogues(layout, rng, 12, 0.15) for layout in validation.layouts_of(indices)]
-    right: dict[str, list[bool]] = defaultdict(list)
+    validation = Scenes(Store(trainer.folder / "validation", _VALIDATION_SCENES, "validation"))
+    validation.store.fill()
+
+    def validate() -> dict[str, float]:
+        indices = list(range(_VALIDATION_SCENES))
+        rng = np.random.default_rng([3, 0])
+        batch = [
+            training_dialogues(layout, rng, 12, 0.15) for layout in validation.layouts_of(indices)
+        ]
+        right: dict[str, list[bool]] = defaultdict(list)
+        for start in range(0, len(indices), 8):
+            part = slice(start, start + 8)
+            with torch.no_grad():
+                features = trainer.features(validation, indices[part], GRID)
+                visual = trainer.model.model.multi_modal_projector(features)
+            for kind, hit in answered(trainer.model, visual, batch[part]):
+                right[kind].append(hit)
+        return {kind: float(np.mean(hits)) for kind, hits in sorted(right.items())}
+
+    return validate
+
+
+@torch.no_grad()
+def answered(
+    model: PreTrainedModel, visual: Tensor, batch: Sequence[Sequence[Sequence[Question]]]
+) -> list[tuple[str, bool]]:
+    """Kind and whether it is answered right, for every question of `batch[picture][dialogue]`.
+
+    Args:
+        model: the whole model; its tower is not run.
+        visual: float[b, n, width] the pictures' tokens as the decoder receives them.
+        batch: the dialogues about each picture.
+    """
     encode = text_encoder()
-    for start in range(0, len(indices), 8):
-        part, packed = indices[start : start + 8], pack(batch[start : start + 8], encode)
-        with torch.no_grad():
-            features = trainer.features(validation, part, GRID)
-            _, logits = language_loss(trainer.model, features, packed)
-        hits = iter((logits.argmax(-1) == packed.labels[packed.labels != IGNORE]).tolist())
-        for dialogues in batch[start : start + 8]:
-            for question in (turn for turns in dialogues for turn in turns):
-                # Every token of the answer and its end, as greedy decoding would need it.
-                tokens = [next(hits) for _ in range(len(encode(question.answer)) + 1)]
-                right[question.kind].append(all(tokens))
-    return {kind: float(np.mean(hits)) for kind, hits in sorted(right.items())}
+    packed = pack(batch, encode)
+    _, logits = packed_loss(model, visual, packed)
+    hits = iter((logits.argmax(-1) == packed.labels[packed.labels != IGNORE]).tolist())
+    found = []
+    for question in (turn for dialogues in batch for turns in dialogues for turn in turns):
+        # Every token of the answer and its end, as greedy decoding would need it.
+        tokens = [next(hits) for _ in range(len(encode(question.answer)) + 1)]
+        found.append((question.kind, all(tokens)))
+    return found

@@ -7,21 +7,22 @@ checkpoint; every batch is a function of seed and step, so the result is the sam
 
 from __future__ import annotations
 
+import abc
 import argparse
 import json
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import LlavaForConditionalGeneration
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foveate.errors import InputError
 from foveate.reference.alignment import align, patch_targets
@@ -34,36 +35,51 @@ from foveate.reference.language_stage import (
     WORD_SIZE,
     features_of,
     language_batch,
-    language_loss,
+    packed_loss,
     start_language,
 )
 from foveate.reference.optimiser import Optimiser
-from foveate.reference.packing import IGNORE
+from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
-from foveate.reference.report import Report
+from foveate.reference.report import Report, Validate, scenes_validation
 from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
 
+_AnyRecipe = TypeVar("_AnyRecipe", bound=Recipe)
 _VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
 
 
-class Trainer:
+@dataclass(frozen=True)
+class Shown:
+    """What the decoder is shown in one step.
+
+    Attributes:
+        visual: float[b, n, width] the visual tokens as the decoder receives them.
+        packed: the dialogues about them.
+        owners: gives int64[b, n], the owner of each token; 0 is background.
+    """
+
+    visual: Tensor
+    packed: Packed
+    owners: Callable[[], Tensor]
+
+
+class Trainer(abc.ABC):
     """A run in a folder: `checkpoint.pt` to go on from and `model/` to use, both kept up to date.
+
+    Subclasses say which model is trained, and on which pictures.
 
     Args:
         folder: the run's folder.
         seed: of initialisation and batches.
         recipe: lengths, rates and sizes.
-        scenes: the training scenes.
         minutes: time between checkpoints.
     """
 
-    def __init__(
-        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
-    ) -> None:
-        self.folder, self.seed, self.recipe, self.scenes = folder, seed, recipe, scenes
+    def __init__(self, folder: Path, seed: int, recipe: Recipe, minutes: float = 3.0) -> None:
+        self.folder, self.seed, self.recipe = folder, seed, recipe
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
         self.stage, self.step, self.seconds = _VISION, 0, 0.0
         torch.manual_seed(seed)
@@ -84,9 +100,35 @@ class Trainer:
         """Whether the run has reached the stage that learns to answer."""
         return self.stage == _LANGUAGE
 
-    def _build(self) -> LlavaForConditionalGeneration:
-        recipe = self.recipe
-        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+    @abc.abstractmethod
+    def _build(self) -> PreTrainedModel:
+        """The model, freshly initialised."""
+
+    @abc.abstractmethod
+    def _save_processor(self, folder: Path) -> None:
+        """Write the model's processor."""
+
+    @abc.abstractmethod
+    def _validation(self) -> Validate:
+        """What gives the share of right answers per kind on validation pictures."""
+
+    @abc.abstractmethod
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss and facts of a step of the first stage."""
+
+    @abc.abstractmethod
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
+
+    @abc.abstractmethod
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        """The pictures and dialogues of a step of the second stage.
+
+        Args:
+            rng: the step's random numbers.
+            captions: the share of dialogues that are descriptions.
+            low_share: how often pictures are shown at a low resolution.
+        """
 
     @property
     def minutes_spent(self) -> float:
@@ -99,8 +141,13 @@ class Trainer:
             modules: list[nn.Module] = [base.vision_tower, self.heads]
             return Optimiser(modules, recipe.vision_muon, recipe.vision_adam, recipe.vision_steps)
         base.vision_tower.requires_grad_(False)
-        modules = [base.multi_modal_projector, base.language_model, self.model.lm_head]
+        modules = self._language_parts()
         return Optimiser(modules, recipe.language_muon, recipe.language_adam, recipe.language_steps)
+
+    def _language_parts(self) -> list[nn.Module]:
+        """What learns in the second stage."""
+        base = self.model.model
+        return [base.multi_modal_projector, base.language_model, self.model.lm_head]
 
     def save(self) -> None:
         """Write the checkpoint; a half-written one never replaces a whole one."""
@@ -159,31 +206,14 @@ class Trainer:
     def _begin_language(self) -> None:
         self.stage, self.step = _LANGUAGE, 0
         start_language(self.model)
-        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
-        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
-        table = self.model.get_input_embeddings().weight.detach()
-        batches = []
-        for grid in (GRID, GRID, *LOW_GRIDS):
-            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
-            indices = range(indices.stop, indices.stop + len(indices))
-            chosen = [index % self.scenes.store.count for index in indices]
-            _, owners = self.scenes.arrays(chosen)
-            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
-            targets = patch_targets(table, *shown, grid, WORD_SIZE)
-            batches.append((self.features(self.scenes, chosen, grid), targets))
-        errors = align(self.model, batches)
+        errors = align(self.model, self._alignment())
         print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
         self.optimiser = self._optimiser()
         self.save()
 
-    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
-        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
-        assert self.whitening is not None
-        return self.whitening(features_of(self.model, scenes, indices, grid))
-
     def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
         """All steps of a stage; False if it was left at `stop_at`."""
-        report = Report(self)
+        report = Report(self, self._validation())
         while self.step < steps:
             if stop_at == (self.stage, self.step):
                 self.save()
@@ -199,34 +229,24 @@ class Trainer:
         self.save()
         return True
 
-    def _vision_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
-        grid = step_grid(rng, self.recipe.low_share)
-        loss, facts = vision_loss(
-            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
-        )
-        # Accuracies are reported at the model's own resolution.
-        return loss, facts if grid == GRID else {}
-
-    def _language_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def _language_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
-        indices = self.scenes.indices(self.step, recipe.language_batch)
         first, last = recipe.captions
         done = min(1.0, self.step / recipe.language_steps / 0.4)
-        captions = first + (last - first) * done
         early = self.step < recipe.low_until * recipe.language_steps
-        grid = step_grid(rng, recipe.low_first if early else recipe.low_share)
-        features = self.features(self.scenes, indices, grid)
-        packed = language_batch(self.scenes, indices, rng, recipe.dialogues, captions)
+        shown = self._shown(
+            rng,
+            captions=first + (last - first) * done,
+            low_share=recipe.low_first if early else recipe.low_share,
+        )
         with Gaze(self.model).watching() as gaze:
-            loss, logits = language_loss(self.model, features, packed)
-        wanted = packed.labels[packed.labels != IGNORE]
+            loss, logits = packed_loss(self.model, shown.visual, shown.packed)
+        wanted = shown.packed.labels[shown.packed.labels != IGNORE]
         facts = {"words": (logits.argmax(-1) == wanted).float().mean().item()}
         hint = recipe.gaze * max(0.0, 1 - self.step / (recipe.gaze_until * recipe.language_steps))
         if hint:
-            _, owners = self.scenes.arrays(indices)
-            prefix = PREFIX_WORDS + features.shape[1]
-            looked, shares = gaze.loss(patch_owners(owners, grid), packed, prefix)
+            prefix = PREFIX_WORDS + shown.visual.shape[1]
+            looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
             facts |= shares
             loss = loss + hint * looked
         return loss, facts
@@ -243,7 +263,7 @@ class Trainer:
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shipped.to(torch.bfloat16).save_pretrained(partial)
-        build_processor().save_pretrained(partial)
+        self._save_processor(partial)
         record = {
             "seed": self.seed,
             "recipe": asdict(self.recipe),
@@ -257,6 +277,71 @@ class Trainer:
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
         return target
+
+
+class SceneTrainer(Trainer):
+    """The run that makes `reference`.
+
+    Args:
+        folder, seed, recipe, minutes: as for every `Trainer`.
+        scenes: the training scenes.
+    """
+
+    def __init__(
+        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
+    ) -> None:
+        self.scenes = scenes
+        super().__init__(folder, seed, recipe, minutes)
+
+    def _build(self) -> PreTrainedModel:
+        recipe = self.recipe
+        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+
+    def _save_processor(self, folder: Path) -> None:
+        build_processor().save_pretrained(folder)
+
+    def _validation(self) -> Validate:
+        return scenes_validation(self)
+
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
+        grid = step_grid(rng, self.recipe.low_share)
+        loss, facts = vision_loss(
+            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
+        )
+        # Accuracies are reported at the model's own resolution.
+        return loss, facts if grid == GRID else {}
+
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
+        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
+        table = self.model.get_input_embeddings().weight.detach()
+        batches = []
+        for grid in (GRID, GRID, *LOW_GRIDS):
+            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
+            indices = range(indices.stop, indices.stop + len(indices))
+            chosen = [index % self.scenes.store.count for index in indices]
+            _, owners = self.scenes.arrays(chosen)
+            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
+            targets = patch_targets(table, *shown, grid, WORD_SIZE)
+            batches.append((self.features(self.scenes, chosen, grid), targets))
+        return batches
+
+    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
+        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
+        assert self.whitening is not None
+        return self.whitening(features_of(self.model, scenes, indices, grid))
+
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        indices = self.scenes.indices(self.step, self.recipe.language_batch)
+        grid = step_grid(rng, low_share)
+        features = self.features(self.scenes, indices, grid)
+        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
+        return Shown(
+            visual=self.model.model.multi_modal_projector(features),
+            packed=packed,
+            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
+        )
 
 
 def train(
@@ -282,27 +367,43 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Store(store or folder / "scenes", recipe.scenes)
     drawn.fill()
-    Trainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
+    SceneTrainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
     return folder / "model"
 
 
 def main() -> None:
     """`python -m foveate.reference.train --out DIR`: draw, train, export."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = parser_of(main.__doc__)
+    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
+    options = parser.parse_args()
+    recipe = changed(Recipe(), options.set)
+    run_command(lambda: train(options.out, options.seed, recipe, options.store), options.threads)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every training command has."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    changes = {
+    return parser
+
+
+def changed(recipe: _AnyRecipe, changes: Sequence[str]) -> _AnyRecipe:
+    """The recipe with changes of the form "field=number"."""
+    values: dict[str, Any] = {
         field: float(value) if "." in value else int(value)
-        for field, value in (item.split("=") for item in options.set)
+        for field, value in (item.split("=") for item in changes)
     }
-    recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
+    return replace(recipe, **values)
+
+
+def run_command(command: Callable[[], Path], threads: int) -> None:
+    """Run a training; interrupted from the keyboard it says how to go on."""
+    torch.set_num_threads(threads)
     try:
-        print(train(options.out, options.seed, recipe, options.store), flush=True)
+        print(command(), flush=True)
     except KeyboardInterrupt:
         # The last checkpoint stands; one written in the middle of a step would be no state at all.
         print("Interrupted. The same command goes on from the last checkpoint.", flush=True)

@@ -76,12 +76,12 @@ import json, sys, time
 from foveate.reference.data import Scenes
 from foveate.reference.recipe import Recipe
 from foveate.reference.store import Store
-from foveate.reference.train import Trainer
+from foveate.reference.train import SceneTrainer
 from pathlib import Path
 import torch
 torch.set_num_threads({torch.get_num_threads()})
 
-class Slow(Trainer):
+class Slow(SceneTrainer):
     def _language_step(self, rng):
         if self.step == 2:
             print("now", flush=True)
