@@ -60,6 +60,16 @@ def owner_table(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return table, centres
 
 
+def centres_of(layouts: Sequence[Layout]) -> Tensor:
+    """Where each owner's centre is, in pixels: float[b, owners, 2]; NaN where there is no owner."""
+    found = []
+    for layout in layouts:
+        _, centres = owner_table(layout)
+        centres[0] = centres[1 + len(layout.things) + len(layout.plates) :] = np.nan
+        found.append(centres)
+    return torch.from_numpy(np.stack(found))
+
+
 def _digits(text: str) -> tuple[int, int]:
     return (int(text[0]) if len(text) > 1 else _NO_DIGIT), int(text[-1])
 

@@ -26,7 +26,7 @@ PREFIX_WORDS = 2
 # kinds equally often.
 _WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     **{"number": 0.7, "letter": 0.7, "size": 0.8, "pattern": 0.8},
-    **{"relation": 1.5, "count": 1.5, "extreme": 1.5},
+    **{"relation": 2.0, "count": 1.5, "extreme": 1.5},
 }
 
 

@@ -30,10 +30,12 @@ from foveate.reference.forms import (
     training_turns,
 )
 from foveate.reference.language_stage import WORD_SIZE
+from foveate.reference.layout import Layout
 from foveate.reference.onevision import VIEW_GRID, build_tiles_model, save_tiles_processor
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.recipe import Recipe
 from foveate.reference.report import Validate, answered
+from foveate.reference.tiled import TILE
 from foveate.reference.train import Shown, Trainer, changed, parser_of, run_command
 from foveate.reference.views import Views
 from foveate.reference.vision_stage import encode, labelled_loss
@@ -163,6 +165,7 @@ class TilesTrainer(Trainer):
             visual=self.visual(form, drawn),
             packed=pack(turns, text_encoder()),
             owners=lambda: form.owners([each.views for each in drawn]),
+            places=lambda: torch.stack([_places(each) for each in drawn]),
         )
 
     def _validation(self) -> Validate:
@@ -188,6 +191,15 @@ class TilesTrainer(Trainer):
             turns = [training_turns(each.subject, rng, 6, 0.15) for each in drawn]
             found += answered(self.model, self.visual(form, drawn), turns)
         return found
+
+
+def _places(drawn: Drawn) -> Tensor:
+    """Where each owner is in a scene: float[owners, 2]; what moves in a clip has no one place."""
+    first = drawn.views[:1]
+    there = (first.shown[0] > 0) & torch.tensor(isinstance(drawn.subject, Layout))
+    places = first.centres[0] * 2 / TILE - 1
+    places[0] = torch.nan
+    return places.masked_fill(~there[:, None], torch.nan)
 
 
 def train_tiles(

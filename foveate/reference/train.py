@@ -28,8 +28,8 @@ from foveate.errors import InputError
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import GRID, build_model, build_processor
 from foveate.reference.data import Scenes, step_generator
-from foveate.reference.gaze import Gaze
-from foveate.reference.labels import patch_labels, patch_owners
+from foveate.reference.gaze import Gaze, place_head
+from foveate.reference.labels import centres_of, patch_labels, patch_owners
 from foveate.reference.language_stage import (
     PREFIX_WORDS,
     WORD_SIZE,
@@ -38,6 +38,7 @@ from foveate.reference.language_stage import (
     packed_loss,
     start_language,
 )
+from foveate.reference.layout import SIDE
 from foveate.reference.optimiser import Optimiser
 from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
@@ -59,11 +60,13 @@ class Shown:
         visual: float[b, n, width] the visual tokens as the decoder receives them.
         packed: the dialogues about them.
         owners: gives int64[b, n], the owner of each token; 0 is background.
+        places: gives float[b, owners, 2], where each owner is, -1 to 1; NaN where it has no place.
     """
 
     visual: Tensor
     packed: Packed
     owners: Callable[[], Tensor]
+    places: Callable[[], Tensor]
 
 
 class Trainer(abc.ABC):
@@ -85,6 +88,7 @@ class Trainer(abc.ABC):
         torch.manual_seed(seed)
         self.model = self._build()
         self.heads = Heads(recipe.vision_width)
+        self.place = place_head(recipe.width)
         self.whitening: Whitening | None = None
         self.optimiser = self._optimiser()
         if self.checkpoint.exists():
@@ -147,13 +151,14 @@ class Trainer(abc.ABC):
     def _language_parts(self) -> list[nn.Module]:
         """What learns in the second stage."""
         base = self.model.model
-        return [base.multi_modal_projector, base.language_model, self.model.lm_head]
+        return [base.multi_modal_projector, base.language_model, self.model.lm_head, self.place]
 
     def save(self) -> None:
         """Write the checkpoint; a half-written one never replaces a whole one."""
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
+            "place": self.place.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "whitening": vars(self.whitening) if self.whitening else None,
             "random": torch.get_rng_state(),
@@ -183,6 +188,7 @@ class Trainer(abc.ABC):
         self.seconds = state["at"]["seconds"]
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.place.load_state_dict(state["place"])
         if state["whitening"]:
             self.whitening = Whitening(**state["whitening"])
         self.optimiser = self._optimiser()
@@ -247,8 +253,9 @@ class Trainer(abc.ABC):
         if hint:
             prefix = PREFIX_WORDS + shown.visual.shape[1]
             looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
-            facts |= shares
-            loss = loss + hint * looked
+            placed, off = gaze.place_loss(self.place, shown.places(), shown.packed, prefix)
+            facts |= shares | off
+            loss = loss + hint * (looked + recipe.place * placed)
         return loss, facts
 
     def export(self) -> Path:
@@ -341,6 +348,7 @@ class SceneTrainer(Trainer):
             visual=self.model.model.multi_modal_projector(features),
             packed=packed,
             owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
+            places=lambda: centres_of(self.scenes.layouts_of(indices)) * 2 / SIDE - 1,
         )
 
 
