@@ -41,8 +41,8 @@ class Scenes:
             time.sleep(0.5)
         chosen = np.asarray(indices)
         return (
-            torch.from_numpy(self.store.pixels[chosen]),
-            torch.from_numpy(self.store.owners[chosen]),
+            torch.as_tensor(self.store.pixels[chosen]),
+            torch.as_tensor(self.store.owners[chosen]),
         )
 
 

@@ -67,7 +67,7 @@ def centres_of(layouts: Sequence[Layout]) -> Tensor:
         _, centres = owner_table(layout)
         centres[0] = centres[1 + len(layout.things) + len(layout.plates) :] = np.nan
         found.append(centres)
-    return torch.from_numpy(np.stack(found))
+    return torch.as_tensor(np.stack(found))
 
 
 def _digits(text: str) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def patch_labels(
     """
     tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
     which = patch_owners(owners, grid)
-    known, places = (torch.from_numpy(np.stack(each)) for each in (tables, centres))
+    known, places = (torch.as_tensor(np.stack(each)) for each in (tables, centres))
     return labels_of(known, places, which, grid, SIDE)
 
 

@@ -257,6 +257,23 @@ def attention_on_objects(
     }
 
 
+def record(weights: Path, count: int = 1000, split: str = "test") -> dict[str, Any]:
+    """Measure the model in a folder, and keep what was found in its training.json.
+
+    Args:
+        weights: the folder.
+        count: scenes of the split.
+        split: which.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(weights, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(weights)
+    found = measure(model.eval(), processor, count, split)
+    keep(weights, "evaluation", found)
+    return found
+
+
 def main() -> None:
     """`python -m foveate.reference.measure --weights DIR`: fill in DIR/training.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -264,21 +281,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(options.weights, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(options.weights)
-    found = measure(model.eval(), processor, options.scenes, options.split)
-    keep(Path(options.weights), "evaluation", found)
+    print(json.dumps(record(Path(options.weights), options.scenes, options.split), indent=2))
 
 
 def keep(weights: Path, part: str, found: dict[str, Any]) -> None:
-    """Write what was measured into a model's training.json, and print it."""
+    """Write what was measured into a model's training.json."""
     target = weights / "training.json"
-    record = json.loads(target.read_text()) if target.exists() else {}
-    record[part] = found
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    known = json.loads(target.read_text()) if target.exists() else {}
+    known[part] = found
+    target.write_text(json.dumps(known, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,3 +48,17 @@ class Recipe:
     vision_layers: int = 5
     width: int = 128
     layers: int = 5
+
+
+# For a GPU: more and longer, on a somewhat larger model; minutes there, days on two cores.
+GPU = Recipe(
+    scenes=300_000,
+    vision_steps=12_000,
+    vision_batch=64,
+    language_steps=16_000,
+    language_batch=32,
+    vision_width=160,
+    vision_layers=6,
+    width=192,
+    layers=6,
+)

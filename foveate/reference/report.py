@@ -1,9 +1,10 @@
-"""What a training run prints while it goes on."""
+"""What a training run tells while it goes on."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +27,41 @@ _VALIDATION_SCENES = 48
 Validate = Callable[[], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells now and then.
+
+    Attributes:
+        stage, step, steps: where it stands; `steps` is the stage's length.
+        minutes: wall time so far.
+        means: loss and facts, means since the last time; empty when accuracies are told.
+        accuracies: share of right answers by kind; empty between validations.
+    """
+
+    stage: int
+    step: int
+    steps: int
+    minutes: float
+    means: dict[str, float]
+    accuracies: dict[str, float]
+
+    def __str__(self) -> str:
+        found = self.accuracies or self.means
+        figures = {name: round(value, 2 if self.accuracies else 3) for name, value in found.items()}
+        at = f"stage {self.stage} step {self.step} of {self.steps}, {self.minutes:.1f} min"
+        return f"{at} {figures}"
+
+
+Tell = Callable[[Progress], None]
+
+
+def tell(progress: Progress) -> None:
+    """One printed line."""
+    print(progress, flush=True)
+
+
 class Report:
-    """Running means, printed now and then, with validation in the second stage."""
+    """Running means, told now and then, with validation in the second stage."""
 
     def __init__(
         self, trainer: Trainer, validate: Validate, every: int = 50, validate_every: int = 400
@@ -37,18 +71,21 @@ class Report:
         self.validate = validate
 
     def add(self, loss: float, facts: dict[str, float]) -> None:
-        """Take in one step and print if it is time to."""
+        """Take in one step, and tell if it is time to."""
         for name, value in {"loss": loss, **facts}.items():
             self.facts[name].append(value)
         trainer = self.trainer
         if trainer.step % self.every == 0:
-            means = {name: round(float(np.nanmean(each)), 3) for name, each in self.facts.items()}
-            at = f"stage {trainer.stage} step {trainer.step} {trainer.minutes_spent:.1f} min"
-            print(at, means, flush=True)
+            means = {name: float(np.nanmean(each)) for name, each in self.facts.items()}
+            self._tell(means, {})
             self.facts.clear()
         if trainer.answering and trainer.step % self.validate_every == 0:
-            found = self.validate()
-            print({kind: round(value, 2) for kind, value in found.items()}, flush=True)
+            self._tell({}, self.validate())
+
+    def _tell(self, means: dict[str, float], accuracies: dict[str, float]) -> None:
+        trainer = self.trainer
+        at = trainer.stage, trainer.step, trainer.steps
+        trainer.tell(Progress(*at, trainer.minutes_spent, means, accuracies))
 
 
 def scenes_validation(trainer: SceneTrainer) -> Validate:

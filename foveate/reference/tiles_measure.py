@@ -8,6 +8,7 @@ DIR/training.json; `--world second` the part "second_world". What counts as righ
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,6 +268,26 @@ def _measure_attention(
     return found
 
 
+def record_tiles(
+    weights: Path, count: int = 600, split: str = "test", world: str = FIRST
+) -> dict[str, Any]:
+    """Measure the model in a folder, and keep what was found in its training.json.
+
+    Args:
+        weights: the folder.
+        count: scenes, and clips, of the split.
+        split: which.
+        world: whose.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(weights, dtype=torch.float32).eval()
+    processor = load_tiles_processor(weights)
+    found = measure_tiles(model, processor, count, split, world)
+    keep(weights, "evaluation" if world == FIRST else "second_world", found)
+    return found
+
+
 def main() -> None:
     """`python -m foveate.reference.tiles_measure --weights DIR`: fill in DIR/training.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -275,13 +296,8 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--world", default=FIRST, choices=WORLDS)
     options = parser.parse_args()
-    from transformers import AutoModelForImageTextToText
-
-    folder = Path(options.weights)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = load_tiles_processor(folder)
-    found = measure_tiles(model, processor, options.count, options.split, options.world)
-    keep(folder, "evaluation" if options.world == FIRST else "second_world", found)
+    found = record_tiles(Path(options.weights), options.count, options.split, options.world)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Training of the second reference model, on tiled scenes and on clips.
 
-`python -m foveate.reference.tiles_train --out DIR --seed 0` trains and leaves a Hugging Face folder
-in DIR/model. The stages, the hint where to look and the checkpoints are those of
+The stages, the hint where to look and the checkpoints are those of
 `foveate.reference.train`; pictures are drawn as they are needed, so nothing is stored.
 """
 
@@ -34,9 +33,9 @@ from foveate.reference.layout import Layout
 from foveate.reference.onevision import VIEW_GRID, build_tiles_model, save_tiles_processor
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.recipe import Recipe
-from foveate.reference.report import Validate, answered
+from foveate.reference.report import Tell, Validate, answered, tell
 from foveate.reference.tiled import TILE
-from foveate.reference.train import Shown, Trainer, changed, parser_of, run_command
+from foveate.reference.train import Shown, Trainer, on
 from foveate.reference.views import Views
 from foveate.reference.vision_stage import encode, labelled_loss
 from foveate.reference.whitening import Whitening
@@ -78,6 +77,21 @@ class TilesRecipe(Recipe):
     clip_share: float = 0.45
 
 
+# For a GPU, as `recipe.GPU`.
+TILES_GPU = TilesRecipe(
+    vision_steps=10_000,
+    vision_batch=24,
+    vision_clips=18,
+    language_steps=18_000,
+    language_batch=32,
+    language_tokens=24_000,
+    vision_width=160,
+    vision_layers=6,
+    width=192,
+    layers=6,
+)
+
+
 class TilesTrainer(Trainer):
     """The run that makes `reference-tiles`. Arguments as for every `Trainer`."""
 
@@ -107,10 +121,10 @@ class TilesTrainer(Trainer):
         form = TILED[rng.integers(len(TILED))]
         for drawn in self._drawn(form, recipe.vision_batch):
             tiles = 1 + rng.permutation(len(drawn.views) - 1)[: recipe.vision_tiles]
-            parts.append(drawn.views[torch.from_numpy(np.array([0, *tiles]))])
+            parts.append(drawn.views[torch.as_tensor(np.array([0, *tiles]))])
         for drawn in self._drawn(CLIPS[0], recipe.vision_clips):
             frames = rng.permutation(len(drawn.views))[: recipe.vision_frames]
-            parts.append(drawn.views[torch.from_numpy(frames)])
+            parts.append(drawn.views[torch.as_tensor(frames)])
         views = Views.joined(parts)
         low = rng.random() < recipe.low_share
         grid = int(rng.choice(LOW_VIEW_GRIDS)) if low else VIEW_GRID
@@ -207,30 +221,25 @@ def train_tiles(
     seed: int = 0,
     recipe: TilesRecipe | None = None,
     stop_at: tuple[int, int] | None = None,
+    *,
+    device: str = "cpu",
+    tell: Tell = tell,
 ) -> Path:
-    """Train in `output_dir`, going on from its checkpoint if there is one.
+    """Train `reference-tiles` in `output_dir`, going on from its checkpoint if there is one.
 
     Args:
         output_dir: the run's folder; the finished model lies in its `model/`.
         seed: of initialisation and batches.
         recipe: lengths, rates, sizes.
         stop_at: (stage, step) to stop at, with a checkpoint.
+        device: where to train.
+        tell: what is done with its progress.
 
     Returns:
         The folder of the model.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    TilesTrainer(folder, seed, recipe or TilesRecipe()).run(stop_at)
+    with on(device):
+        TilesTrainer(folder, seed, recipe or TilesRecipe(), tell=tell).run(stop_at)
     return folder / "model"
-
-
-def main() -> None:
-    """`python -m foveate.reference.tiles_train --out DIR`: train, export."""
-    options = parser_of(main.__doc__).parse_args()
-    recipe = changed(TilesRecipe(), options.set)
-    run_command(lambda: train_tiles(options.out, options.seed, recipe), options.threads)
-
-
-if __name__ == "__main__":
-    main()

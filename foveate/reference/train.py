@@ -1,23 +1,21 @@
 """Training of the reference model: the vision tower first, then the language model.
 
-`python -m foveate.reference.train --out DIR --seed 0` draws the scenes, trains, and leaves a
-Hugging Face folder in DIR/model. Started again with the same arguments it goes on from the last
-checkpoint; every batch is a function of seed and step, so the result is the same.
+A run leaves a Hugging Face folder in its `model/`. Started again with the same arguments it goes on
+from the last checkpoint; every batch is a function of seed and step, so the result is the same.
 """
 
 from __future__ import annotations
 
 import abc
-import argparse
 import json
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,12 +40,11 @@ from foveate.reference.layout import SIDE
 from foveate.reference.optimiser import Optimiser
 from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
-from foveate.reference.report import Report, Validate, scenes_validation
+from foveate.reference.report import Progress, Report, Tell, Validate, scenes_validation, tell
 from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
 
-_AnyRecipe = TypeVar("_AnyRecipe", bound=Recipe)
 _VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
 
@@ -79,9 +76,18 @@ class Trainer(abc.ABC):
         seed: of initialisation and batches.
         recipe: lengths, rates and sizes.
         minutes: time between checkpoints.
+        tell: what is done with its progress.
     """
 
-    def __init__(self, folder: Path, seed: int, recipe: Recipe, minutes: float = 3.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        minutes: float = 3.0,
+        tell: Tell = tell,
+    ) -> None:
+        self.tell = tell
         self.folder, self.seed, self.recipe = folder, seed, recipe
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
         self.stage, self.step, self.seconds = _VISION, 0, 0.0
@@ -98,6 +104,11 @@ class Trainer(abc.ABC):
     def checkpoint(self) -> Path:
         """Where the state is kept."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def steps(self) -> int:
+        """How many steps the stage has."""
+        return self.recipe.language_steps if self.answering else self.recipe.vision_steps
 
     @property
     def answering(self) -> bool:
@@ -176,7 +187,7 @@ class Trainer(abc.ABC):
         self.saved = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         mine = self.seed, json.dumps(asdict(self.recipe))
         if (state["at"]["seed"], state["recipe"]) != mine:
             raise InputError(
@@ -190,7 +201,8 @@ class Trainer(abc.ABC):
         self.heads.load_state_dict(state["heads"])
         self.place.load_state_dict(state["place"])
         if state["whitening"]:
-            self.whitening = Whitening(**state["whitening"])
+            device = torch.get_default_device()
+            self.whitening = Whitening(**{k: v.to(device) for k, v in state["whitening"].items()})
         self.optimiser = self._optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
@@ -202,6 +214,8 @@ class Trainer(abc.ABC):
             stop_at: stage and step at which to save and leave; None goes to the end.
         """
         recipe = self.recipe
+        if self._exported():
+            return
         if self.stage == _VISION:
             if not self._stage(recipe.vision_steps, self._vision_step, stop_at):
                 return
@@ -209,11 +223,20 @@ class Trainer(abc.ABC):
         if self._stage(recipe.language_steps, self._language_step, stop_at):
             self.export()
 
+    def _exported(self) -> bool:
+        """Whether the run is over and its model written; what was measured of it then stays."""
+        file = self.folder / "model" / "training.json"
+        if not self.answering or self.step < self.steps or not file.exists():
+            return False
+        done = json.loads(file.read_text())["training"]["steps_done"]
+        return bool(done == {"stage": self.stage, "step": self.step})
+
     def _begin_language(self) -> None:
         self.stage, self.step = _LANGUAGE, 0
         start_language(self.model)
         errors = align(self.model, self._alignment())
-        print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
+        means = {"error of alignment, before": errors[0], "after": errors[-1]}
+        self.tell(Progress(self.stage, 0, self.steps, self.minutes_spent, means, {}))
         self.optimiser = self._optimiser()
         self.save()
 
@@ -277,7 +300,7 @@ class Trainer(abc.ABC):
             "steps_done": {"stage": self.stage, "step": self.step},
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "wall_minutes": round(self.minutes_spent, 1),
-            "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+            "hardware": hardware(),
             "torch": torch.__version__,
         }
         (partial / "training.json").write_text(json.dumps({"training": record}, indent=2) + "\n")
@@ -290,15 +313,21 @@ class SceneTrainer(Trainer):
     """The run that makes `reference`.
 
     Args:
-        folder, seed, recipe, minutes: as for every `Trainer`.
+        folder, seed, recipe, minutes, tell: as for every `Trainer`.
         scenes: the training scenes.
     """
 
     def __init__(
-        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
+        self,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        scenes: Scenes,
+        minutes: float = 3.0,
+        tell: Tell = tell,
     ) -> None:
         self.scenes = scenes
-        super().__init__(folder, seed, recipe, minutes)
+        super().__init__(folder, seed, recipe, minutes, tell)
 
     def _build(self) -> PreTrainedModel:
         recipe = self.recipe
@@ -352,14 +381,33 @@ class SceneTrainer(Trainer):
         )
 
 
+def hardware() -> str:
+    """What this runs on."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+
+
+@contextmanager
+def on(device: str) -> Iterator[None]:
+    """Make what a run makes on this device; matrices in TF32 where there is such a thing."""
+    torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
+    with torch.device(device):
+        yield
+
+
 def train(
     output_dir: str | Path,
     seed: int = 0,
     recipe: Recipe | None = None,
     store: str | Path | None = None,
     stop_at: tuple[int, int] | None = None,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    tell: Tell = tell,
 ) -> Path:
-    """Train in `output_dir`, going on from its checkpoint if there is one.
+    """Train `reference` in `output_dir`, going on from its checkpoint if there is one.
 
     Args:
         output_dir: the run's folder; the finished model lies in its `model/`.
@@ -367,6 +415,9 @@ def train(
         recipe: lengths, rates, sizes.
         store: folder of drawn training scenes; `output_dir/scenes` if None. Filled if it is not.
         stop_at: (stage, step) to stop at, with a checkpoint.
+        device: where to train.
+        workers: processes that draw scenes.
+        tell: what is done with its progress.
 
     Returns:
         The folder of the model.
@@ -374,49 +425,7 @@ def train(
     folder, recipe = Path(output_dir), recipe or Recipe()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Store(store or folder / "scenes", recipe.scenes)
-    drawn.fill()
-    SceneTrainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
+    drawn.fill(workers)
+    with on(device):
+        SceneTrainer(folder, seed, recipe, Scenes(drawn), tell=tell).run(stop_at)
     return folder / "model"
-
-
-def main() -> None:
-    """`python -m foveate.reference.train --out DIR`: draw, train, export."""
-    parser = parser_of(main.__doc__)
-    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
-    options = parser.parse_args()
-    recipe = changed(Recipe(), options.set)
-    run_command(lambda: train(options.out, options.seed, recipe, options.store), options.threads)
-
-
-def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every training command has."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER")
-    return parser
-
-
-def changed(recipe: _AnyRecipe, changes: Sequence[str]) -> _AnyRecipe:
-    """The recipe with changes of the form "field=number"."""
-    values: dict[str, Any] = {
-        field: float(value) if "." in value else int(value)
-        for field, value in (item.split("=") for item in changes)
-    }
-    return replace(recipe, **values)
-
-
-def run_command(command: Callable[[], Path], threads: int) -> None:
-    """Run a training; interrupted from the keyboard it says how to go on."""
-    torch.set_num_threads(threads)
-    try:
-        print(command(), flush=True)
-    except KeyboardInterrupt:
-        # The last checkpoint stands; one written in the middle of a step would be no state at all.
-        print("Interrupted. The same command goes on from the last checkpoint.", flush=True)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

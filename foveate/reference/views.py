@@ -103,9 +103,9 @@ class Views:
 def scene_views(scene: Scene) -> Views:
     """The overview and then the tiles, row by row: what the model is shown of a scene."""
     height, width = scene.owners.shape
-    pixels = torch.from_numpy(scene.pixels)
-    owners = torch.from_numpy(scene.owners)
-    table, centres = (torch.from_numpy(each) for each in owner_table(scene.layout))
+    pixels = torch.as_tensor(scene.pixels)
+    owners = torch.as_tensor(scene.owners)
+    table, centres = (torch.as_tensor(each) for each in owner_table(scene.layout))
     down, across = height // TILE, width // TILE
     count = 1 + down * across
     corners = torch.tensor([(x * TILE, y * TILE) for y in range(down) for x in range(across)])
@@ -140,18 +140,18 @@ def clip_views(clip: Clip) -> Views:
         centres.append(places)
         shown.append(there)
     return Views(
-        torch.from_numpy(clip.pixels),
-        torch.from_numpy(clip.owners),
-        torch.from_numpy(np.stack(tables)),
-        torch.from_numpy(np.stack(centres)),
-        torch.from_numpy(np.stack(shown)),
+        torch.as_tensor(clip.pixels),
+        torch.as_tensor(clip.owners),
+        torch.as_tensor(np.stack(tables)),
+        torch.as_tensor(np.stack(centres)),
+        torch.as_tensor(np.stack(shown)),
         torch.ones(len(clip.pixels), dtype=torch.bool),
     )
 
 
 def _overview(scene: Scene) -> Tensor:
     """The picture at 64 x 64 pixels, as the image processor resizes it: uint8[64, 64, 3]."""
-    return torch.from_numpy(np.array(scene.image.resize((TILE, TILE), Image.Resampling.BICUBIC)))
+    return torch.as_tensor(np.array(scene.image.resize((TILE, TILE), Image.Resampling.BICUBIC)))
 
 
 def _nearest(owners: Tensor) -> Tensor:
