@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate.attach import Run, attach
-    from foveate.catalog import make, names
+    from foveate.catalog import chain, make, names
+    from foveate.chat import Chat, Reply
     from foveate.compressor import Compressor, Grid, Preset, Reads, Stage, VisualTokens
     from foveate.errors import FoveateError
     from foveate.mapping import Mapping
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Chat": "foveate.chat",
     "Compressor": "foveate.compressor",
     "FoveateError": "foveate.errors",
     "Grid": "foveate.compressor",
     "Mapping": "foveate.mapping",
     "Preset": "foveate.compressor",
     "Reads": "foveate.compressor",
+    "Reply": "foveate.chat",
     "Run": "foveate.attach",
     "Stage": "foveate.compressor",
     "VisualTokens": "foveate.compressor",
     "attach": "foveate.attach",
+    "chain": "foveate.catalog",
     "load": "foveate.saving",
     "make": "foveate.catalog",
     "names": "foveate.catalog",
@@ -42,16 +46,19 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Chat",
     "Compressor",
     "FoveateError",
     "Grid",
     "Mapping",
     "Preset",
     "Reads",
+    "Reply",
     "Run",
     "Stage",
     "VisualTokens",
     "attach",
+    "chain",
     "load",
     "make",
     "names",

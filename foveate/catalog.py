@@ -12,26 +12,35 @@ import importlib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import FoveateError, UnknownName
+from foveate.errors import BudgetError, FoveateError, UnknownName
 
 if TYPE_CHECKING:
     from foveate.compressor import Compressor
 
 GROUP = "foveate.methods"
+CHAINED = "/"  # between the names of a chain's methods
 
 BUILT_IN: dict[str, str] = {
+    "dart": "foveate.methods.dart:DART",
     "divprune": "foveate.methods.divprune:DivPrune",
+    "fastv": "foveate.methods.fastv:FastV",
+    "fitprune": "foveate.methods.fitprune:FitPrune",
     "mmtok": "foveate.methods.mmtok:MMTok",
+    "mustdrop": "foveate.methods.mustdrop:MustDrop",
+    "polymorphic": "foveate.methods.polymorphic:Polymorphic",
     "pool": "foveate.methods.pool:Pool",
     "prumerge": "foveate.methods.prumerge:PruMerge",
     "prumerge+": "foveate.methods.prumerge_plus:PruMergePlus",
+    "pyramiddrop": "foveate.methods.pyramiddrop:PyramidDrop",
     "random": "foveate.methods.random:Random",
     "resize": "foveate.methods.resize:Resize",
+    "sparsevlm": "foveate.methods.sparsevlm:SparseVLM",
     "tome": "foveate.methods.tome:ToMe",
     "trim": "foveate.methods.trim:Trim",
     "uniform": "foveate.methods.uniform:Uniform",
     "uniform-2d": "foveate.methods.uniform_2d:Uniform2D",
     "visionzip": "foveate.methods.visionzip:VisionZip",
+    "vtw": "foveate.methods.vtw:VTW",
 }
 
 
@@ -54,11 +63,15 @@ def names() -> list[str]:
 
 
 def method_class(name: str) -> type[Compressor]:
-    """The class behind a name.
+    """The class behind a name; "first/second" is a chain of two.
 
     Raises:
         UnknownName: no such method; the message suggests the nearest name.
     """
+    if CHAINED in name:
+        for part in name.split(CHAINED):
+            method_class(part)
+        return importlib.import_module("foveate.composition").Chain
     where = table().get(name)
     if where is None:
         hint = f"'foveate list' shows all {len(table())}."
@@ -71,17 +84,53 @@ def method_class(name: str) -> type[Compressor]:
 def name_of(method: Compressor | type[Compressor]) -> str:
     """The catalogued name of a method, or its class name if it is not catalogued."""
     cls = method if isinstance(method, type) else type(method)
+    if methods := getattr(method, "methods", None):
+        return CHAINED.join(name_of(each) for each in methods)
     where = f"{cls.__module__}:{cls.__qualname__}"
     return next((name for name, value in table().items() if value == where), cls.__name__)
 
 
+def chain(
+    *methods: str | Compressor | tuple[str | Compressor, int | float | None], ratio: float = 2.0
+) -> Compressor:
+    """Methods that act one after the other, as one method.
+
+        foveate.attach(model, foveate.chain("visionzip", "fastv"), keep=64)
+        foveate.attach(model, foveate.chain(("visionzip", 128), ("fastv", 64)))
+
+    Args:
+        methods: names or methods, or pairs of one and its own budget (all or none of them). Only
+            the last may act between decoder layers (its budget is the average over all layers),
+            only the first on the vision side.
+        ratio: with one `keep` for all, every method leaves `ratio` times as much as the next one.
+
+    Raises:
+        UnknownName: no such method.
+        BudgetError: fewer than two methods, or budgets for some of them only.
+    """
+    composed = importlib.import_module("foveate.composition").Chain
+    pairs = [each for each in methods if isinstance(each, tuple)]
+    if pairs and len(pairs) < len(methods):
+        raise BudgetError(
+            "Give every method of a chain its own budget, or none and keep= for all.\n"
+            'chain(("visionzip", 128), ("fastv", 64)), or chain("visionzip", "fastv").'
+        )
+    plain = [each[0] if isinstance(each, tuple) else each for each in methods]
+    made = tuple(make(each) if isinstance(each, str) else each for each in plain)
+    keeps = tuple(keep for _, keep in pairs) if pairs else None
+    found: Compressor = composed(methods=made, ratio=ratio, keeps=keeps)
+    return found
+
+
 def make(name: str, **fields: Any) -> Compressor:
-    """A method by name, with its fields.
+    """A method by name, with its fields; "first/second" is a chain of two.
 
     Raises:
         UnknownName: no such method, or no such field.
     """
     cls = method_class(name)
+    if CHAINED in name:
+        fields = {"methods": tuple(make(part) for part in name.split(CHAINED)), **fields}
     known = [f.name for f in dataclasses.fields(cls)]
     for field in fields:
         if field not in known:

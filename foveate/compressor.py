@@ -11,13 +11,15 @@ import abc
 import dataclasses
 import enum
 import math
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from foveate.attention import LayerAttention
 from foveate.errors import BudgetError, UnknownName
 from foveate.mapping import Mapping
 
@@ -43,6 +45,13 @@ class Reads(enum.StrEnum):
     CLS = "cls"  # the tower's CLS outputs, as virtual sources
     QUESTION = "question"  # the user's text in the turn being answered
     QUESTION_TEXT = "question_text"  # the same as a string (needs attach(..., processor=))
+    # Between decoder layers only:
+    BEFORE = "before"  # attention of the layer that has just run
+    AHEAD = "ahead"  # attention that the layer about to run would compute on all tokens
+    START = "start"  # what entered decoder layer 0 on each of the picture's slots
+    TEXT = "text"  # all text after the picture, template tokens included: input embeddings
+    TEXT_STATES = "text_states"  # the states of that text
+    NORMED = "normed"  # states through the language model's final norm, the text's as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,17 @@ class VisualTokens:
         cells: (n,) at stages `image` and `encoder`, which of the tower's fewer outputs stands
             behind each slot; slots with equal numbers hold equal features.
         layer: at stage `decoder`, the layer about to run; else None.
+        total: the same, the n0 slots that the picture had before anything was dropped.
+        so_far: the same, the P from those n0 slots to these n tokens.
+        start: (n0, e) embeddings that entered decoder layer 0, in slot order; where a merged
+            token was written, that one, and what was dropped before keeps its own.
+        text: (t, e) input embeddings of all text after the picture (of all text, if none
+            follows it), template tokens included.
+        asked: (t,) which of these tokens are the question.
+        text_states: (t, d) their states entering this layer.
+        normed, text_normed: (n, d), (t, d) states through the model's final norm.
+        before: attention of the layer that has just run, as it ran.
+        ahead: attention of the layer about to run, if nothing were dropped before it.
     """
 
     features: Float[Tensor, "n d"]
@@ -117,11 +137,48 @@ class VisualTokens:
     tiles: Int[Tensor, " n"] | None = None
     cells: Int[Tensor, " n"] | None = None
     layer: int | None = None
+    total: int | None = None
+    so_far: Mapping | None = None
+    start: Float[Tensor, "n0 e3"] | None = None
+    text: Float[Tensor, "t e4"] | None = None
+    asked: Bool[Tensor, " t"] | None = None
+    text_states: Float[Tensor, "t d2"] | None = None
+    normed: Float[Tensor, "n d3"] | None = None
+    text_normed: Float[Tensor, "t d3"] | None = None
+    before: LayerAttention | None = None
+    ahead: LayerAttention | None = None
 
     @property
     def n(self) -> int:
         """Number of visual slots."""
         return self.features.shape[0]
+
+    def left(self, mapping: Mapping, features: Float[Tensor, "m d"]) -> VisualTokens:
+        """What the next method sees after `mapping` acted: its tokens, the rest by their anchors.
+
+        Args:
+            mapping: P from these n tokens to m.
+            features: (m, d) what P made of them.
+        """
+        carried: dict[str, Any] = {
+            name: mapping.carry(values)
+            for name in _PER_SLOT
+            if (values := getattr(self, name)) is not None
+        }
+        grids = self.grids if mapping.is_identity else ()
+        return dataclasses.replace(self, features=features, grids=grids, **carried)
+
+
+_PROMPT = frozenset(
+    {
+        *(Reads.QUESTION, Reads.QUESTION_TEXT, Reads.TEXT, Reads.TEXT_STATES),
+        *(Reads.BEFORE, Reads.AHEAD, Reads.NORMED),
+    }
+)
+_PER_SLOT = (
+    *("encoder", "embeddings", "attention", "keys", "wide_attention", "wide_keys"),
+    *("tiles", "cells"),
+)
 
 
 def resolve_keep(keep: int | float, n: int) -> int:
@@ -201,41 +258,198 @@ class Compressor(abc.ABC):
 
     @property
     def prompt_aware(self) -> bool:
-        """Whether P depends on the question."""
-        return bool(self.reads & {Reads.QUESTION, Reads.QUESTION_TEXT})
+        """Whether P depends on the prompt's text: read as such, or through the decoder."""
+        return bool(self.reads & _PROMPT)
+
+    @property
+    def parts(self) -> tuple[Compressor, ...]:
+        """The methods that act one after the other; all but composed ones are one themselves."""
+        return (self,)
+
+    def budgets(self, n: int, keep: int | None, total: int) -> tuple[int | None, ...]:
+        """The budget of each of `parts` for a picture of n tokens.
+
+        Args:
+            n: tokens before anything is dropped.
+            keep: the budget of the whole; None if the parts' own fields decide.
+            total: decoder layers.
+        """
+        return (keep,) * len(self.parts)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Decoder layers before which the method acts; empty for every other stage."""
         return ()
 
-    def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
-        """Tokens kept from each of `layers` on, so that the average over layers is `keep`.
+    def layers_in(self, total: int) -> tuple[int, ...]:
+        """The same in a model of `total` decoder layers: every layer at which it ever may act."""
+        return self.layers
+
+    def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
+        """Where the method acts on a picture of n tokens, and what it must leave there.
 
         Args:
             n: tokens before the first drop.
-            keep: the wanted average over the `total` executed decoder layers.
-
-        One drop is solved here; methods with several override this.
+            keep: the wanted average over the `total` executed decoder layers; None leaves the
+                counts to the method's own fields.
 
         Raises:
             BudgetError: the average cannot be reached with these layers.
         """
-        if len(self.layers) != 1:
-            raise NotImplementedError("methods that drop at several layers state their schedule")
-        (k,) = self.layers
-        after = math.floor((total * keep - k * n) / (total - k) + 0.5)
-        if after < 1:
-            raise BudgetError(
-                f"keep={keep} cannot be reached: layers 0..{k - 1} already run on all {n} tokens.\n"
-                f"The lowest average with a first drop at layer {k} of {total} is "
-                f"{math.ceil((k * n + total - k) / total)}."
-            )
-        return (min(after, n),)
+        layers = self.layers_in(total)
+        counts = (None,) * len(layers) if keep is None else self.decoder_budget(n, keep, total)
+        return tuple(Step(layer, count) for layer, count in zip(layers, counts, strict=True))
+
+    def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
+        """Tokens kept from each of `layers_in(total)` on, so that their average is `keep`.
+
+        One drop is solved here; methods with several override this, mostly by `solve_schedule`.
+
+        Raises:
+            BudgetError: the average cannot be reached with these layers.
+        """
+        return solve_schedule(self.layers_in(total), n, keep, total, lambda size: [size * n])
 
     def keep_from_fields(self, n: int) -> int | None:
         """Count that the method's own fields ask for when no keep is given; None: unknown."""
         return None
+
+    @property
+    def states_budget(self) -> bool:
+        """Whether the method's own fields say how many tokens stay, so that no `keep` may."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderMethod(Compressor):
+    """A method that drops tokens between decoder layers.
+
+    Attributes:
+        schedule: tokens left after each drop, counts or shares of those before the first one;
+            None: solved from `keep`, which is then the average over the executed layers.
+    """
+
+    schedule: tuple[int | float, ...] | None = dataclasses.field(default=None, kw_only=True)
+    stage: ClassVar[Stage] = Stage.DECODER
+
+    @property
+    def states_budget(self) -> bool:
+        """Whether there is a schedule."""
+        return self.schedule is not None
+
+    def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
+        """The schedule, or the one that meets the average `keep`."""
+        layers = self.layers_in(total)
+        if self.schedule is None:
+            return super().steps(n, keep, total)
+        if len(self.schedule) != len(layers):
+            raise BudgetError(
+                f"schedule={self.schedule} has {len(self.schedule)} entries; "
+                f"{type(self).__name__} drops at layers {layers}.\nGive one count for each."
+            )
+        found, left = [], n
+        for layer, count in zip(layers, self.schedule, strict=True):
+            left = min(left, count if isinstance(count, int) else resolve_keep(count, n))
+            found.append(Step(layer, left))
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One drop between decoder layers.
+
+    Attributes:
+        layer: the decoder layer before which it happens.
+        keep: visual tokens that are left; None if the method's own fields decide.
+    """
+
+    layer: int
+    keep: int | None
+
+
+def solve_schedule(
+    layers: Sequence[int],
+    n: int,
+    keep: int,
+    total: int,
+    shape: Callable[[float], Sequence[float]],
+) -> tuple[int, ...]:
+    """Counts after each drop whose average over all layers is `keep`, up to rounding.
+
+    Args:
+        layers: layers before which tokens are dropped, ascending.
+        n: tokens before the first drop.
+        keep: the wanted average over the `total` executed layers.
+        shape: counts for a size in (0, 1], not decreasing in the size; size 1 must leave n
+            throughout or more. They are cut to 1..n and never grow from drop to drop.
+
+    Returns:
+        One count a layer; the average misses `keep` by at most half a token.
+
+    Raises:
+        BudgetError: even one token from the first drop on is too much.
+    """
+    lengths = [end - start for start, end in zip(layers, [*layers[1:], total], strict=True)]
+    wanted = float(
+        total * keep - layers[0] * n
+    )  # token-layers left for what follows the first drop
+
+    def counts(size: float) -> list[float]:
+        found, most = [], float(n)
+        for count in shape(size):
+            most = min(most, max(1.0, count))
+            found.append(most)
+        return found
+
+    def spent(found: Sequence[float]) -> float:
+        return sum(count * length for count, length in zip(found, lengths, strict=True))
+
+    if wanted < (least := sum(lengths)):
+        raise BudgetError(
+            f"keep={keep} cannot be reached: layers 0..{layers[0] - 1} of {total} already run on "
+            f"all {n} tokens.\nThe lowest average with a first drop at layer {layers[0]} is "
+            f"{math.ceil((layers[0] * n + least) / total)}; use that, or drop earlier."
+        )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(counts(middle)) <= wanted else (low, middle)
+    exact = counts(high if spent(counts(high)) <= wanted else low)
+    return _whole(exact, lengths, wanted, n)
+
+
+def _whole(
+    exact: Sequence[float], lengths: Sequence[int], wanted: float, n: int
+) -> tuple[int, ...]:
+    """Whole counts near `exact`, never growing, whose token-layers come nearest `wanted`."""
+    found = [math.floor(count + 1e-9) for count in exact]
+    # What rounding down left goes to the longest stretches first, one token each.
+    for index in sorted(range(len(found)), key=lambda i: (-lengths[i], i)):
+        left = wanted - sum(c * length for c, length in zip(found, lengths, strict=True))
+        most = found[index - 1] if index else n
+        extra = math.floor(left / lengths[index] + 0.5)
+        found[index] = max(found[index], min(most, found[index] + max(0, min(extra, 1))))
+    # A stretch that its predecessor held back may take what is left.
+    left = wanted - sum(c * length for c, length in zip(found, lengths, strict=True))
+    extra = math.floor(left / lengths[-1] + 0.5)
+    most = found[-2] if len(found) > 1 else n
+    found[-1] = max(1, min(most, found[-1] + extra))
+    return tuple(found)
+
+
+def scaled_layers(layers: Sequence[int], of: int, total: int) -> tuple[int, ...]:
+    """Published layers of a model with `of` layers, at the same depth of one with `total`.
+
+    Kept as they are where the model is as deep; else rounded, at least 1, each at least one
+    after the one before, the last at most `total` - 1.
+    """
+    if total == of:
+        return tuple(layers)
+    found: list[int] = []
+    for layer in layers:
+        floor = found[-1] + 1 if found else 1
+        found.append(max(floor, math.floor(layer * total / of + 0.5)))
+    return tuple(layer for layer in found if layer < total)
 
 
 @dataclasses.dataclass(frozen=True)

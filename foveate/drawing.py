@@ -68,7 +68,8 @@ def draw(
                     _cut(frame, grid, side),
                     owner[cells].reshape(shape),
                     anchored[cells].reshape(shape),
-                    np.bincount(owner[owner >= 0], minlength=item.mapping.m),
+                    # At least one entry: everything may have been withdrawn.
+                    np.bincount(owner[owner >= 0], minlength=max(1, item.mapping.m)),
                 )
             )
         start += grid.size

@@ -252,3 +252,57 @@ def enriched(
     return Mapping.sparse(
         torch.cat(parts_r), torch.cat(parts_c), torch.cat(parts_w), n=n, anchors=anchors
     )
+
+
+def density_peaks(
+    x: Float[Tensor, "n d"], clusters: int, neighbours: int
+) -> tuple[Int[Tensor, " c"], Int[Tensor, " n"]]:
+    """Density-peak clustering (DPC-kNN): centres, and the cluster of every token.
+
+    (1) D_ij = |x_i - x_j| / sqrt(d);
+    (2) rho_i = exp(-mean of D_ij^2 over the `neighbours` nearest j, i itself among them);
+    (3) delta_i = min of D_ij over denser j, the greatest distance of all where none is denser;
+    (4) centres: the largest rho_i delta_i; every other token goes to its nearest centre.
+    Of two equally dense tokens the lower one counts as denser, where released code adds noise.
+
+    Args:
+        x: tokens.
+        clusters: how many, 1..n.
+        neighbours: how many nearest ones make a density, at most n.
+
+    Returns:
+        (c,) centres, ascending, and (n,) the number of each token's centre among them.
+    """
+    n = len(x)
+    wide = x.float()
+    distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance / wide.shape[1] ** 0.5
+    nearest = distance.topk(min(neighbours, n), largest=False).values
+    density = (-nearest.square().mean(1)).exp()
+    index = torch.arange(n, device=x.device)
+    denser = (density > density[:, None]) | (
+        (density == density[:, None]) & (index < index[:, None])
+    )
+    far = distance.max()
+    delta = torch.where(denser, distance, far).amin(1)
+    centres = top(density * delta, clusters).sort().values
+    owner = distance[:, centres].argmin(1)
+    owner[centres] = torch.arange(len(centres), device=x.device)
+    return centres, owner
+
+
+def raters(
+    visual: Float[Tensor, "n d"], text: Float[Tensor, "t d"], scale: float = 1.0
+) -> tuple[Bool[Tensor, " t"], Float[Tensor, "n t"]]:
+    """Text tokens that the picture is closest to (SparseVLM, Polymorphic).
+
+    M = softmax(scale V T^T) over the text, s_j its mean over the visual tokens; raters are the
+    text tokens with s_j above the mean of s, or all of them where none is.
+
+    Returns:
+        Which text tokens are raters, and M.
+    """
+    match = (visual.float() @ text.float().mT * scale).softmax(-1)
+    score = match.mean(0)
+    chosen = score > score.mean()
+    return (chosen if bool(chosen.any()) else torch.ones_like(chosen)), match

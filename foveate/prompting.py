@@ -28,17 +28,27 @@ def conversation(
         pictures: how many images; 1 for a video.
         is_video: whether they are a video.
     """
+    shown = [(question, 0 if number else pictures) for number, question in enumerate(questions)]
+    return transcript(processor, shown, answers, is_video=is_video)
+
+
+def transcript(
+    processor: Any,
+    questions: Sequence[tuple[str, int]],
+    answers: Sequence[str] = (),
+    *,
+    is_video: bool = False,
+) -> str:
+    """The same with pictures in any turn: `questions` are texts with how many stand before them."""
     kind = "video" if is_video else "image"
     if getattr(processor, "chat_template", None) is None:
-        token = getattr(processor, f"{kind}_token", f"<{kind}>")
-        first = f"{token}\n" * pictures
-        asked = [f"USER: {'' if i else first}{q} ASSISTANT:" for i, q in enumerate(questions)]
+        token = getattr(processor, f"{kind}_token", f"<{kind}>") + "\n"
+        asked = [f"USER: {count * token}{question} ASSISTANT:" for question, count in questions]
         replies = [*(f" {answer} " for answer in answers), ""]
         return "".join(q + a for q, a in zip(asked, replies, strict=True))
     messages: list[dict[str, Any]] = []
-    for number, question in enumerate(questions):
-        shown = [{"type": kind}] * pictures if number == 0 else []
-        content = [*shown, {"type": "text", "text": question}]
+    for number, (question, count) in enumerate(questions):
+        content = [*([{"type": kind}] * count), {"type": "text", "text": question}]
         messages.append({"role": "user", "content": content})
         if number < len(answers):
             said = [{"type": "text", "text": answers[number]}]

@@ -137,8 +137,8 @@ def test_an_average_that_cannot_be_met_is_refused_with_the_lowest_one() -> None:
     with pytest.raises(BudgetError) as caught:
         First(layer=2).decoder_budget(n=100, keep=20, total=10)
     assert str(caught.value).splitlines() == [
-        "keep=20 cannot be reached: layers 0..1 already run on all 100 tokens.",
-        "The lowest average with a first drop at layer 2 of 10 is 21.",
+        "keep=20 cannot be reached: layers 0..1 of 10 already run on all 100 tokens.",
+        "The lowest average with a first drop at layer 2 is 21; use that, or drop earlier.",
     ]
     assert First(layer=2).decoder_budget(n=100, keep=21, total=10) == (1,)
 

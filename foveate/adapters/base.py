@@ -141,9 +141,13 @@ class Adapter(abc.ABC):
         projector_path: the module whose input is the encoder output and whose output is what
             the language model receives.
         language_path: where the inner language model is.
+        decoder_attention_path, decoder_norm_path: where a decoder layer's self-attention is, and
+            the norm in front of it.
         has_cls: whether the tower puts a CLS token first.
         resizable: whether the tower takes smaller pictures, by `interpolate_pos_encoding` or
             through `shrink_native`.
+        later_turns: whether the model may go on from a cache with more text.
+        later_pictures: whether it may do so with a new picture.
         mergeable: whether tokens can be merged between its blocks: one patch a slot, and one
             rectangular sequence a tile.
     """
@@ -155,8 +159,12 @@ class Adapter(abc.ABC):
     attention_path: ClassVar[str] = "self_attn"
     projector_path: ClassVar[str] = "multi_modal_projector"
     language_path: ClassVar[str] = "language_model"
+    decoder_attention_path: ClassVar[str] = "self_attn"
+    decoder_norm_path: ClassVar[str] = "input_layernorm"
     has_cls: bool = False
     resizable: ClassVar[bool] = False
+    later_turns: ClassVar[bool] = True
+    later_pictures: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -173,6 +181,26 @@ class Adapter(abc.ABC):
         """The decoder layers, in order."""
         layers: nn.ModuleList = self.language.layers
         return layers
+
+    def decoder_attention(self, layer: int) -> nn.Module:
+        """The self-attention module of a decoder layer."""
+        found: nn.Module = self.decoder_layers[layer].get_submodule(self.decoder_attention_path)
+        return found
+
+    def decoder_norm(self, layer: int) -> nn.Module:
+        """The norm in front of a decoder layer's self-attention."""
+        found: nn.Module = self.decoder_layers[layer].get_submodule(self.decoder_norm_path)
+        return found
+
+    def rotations(self, layer: int, hidden: Tensor, ids: Tensor) -> Any:
+        """Cos and sin that a decoder layer applies to tokens at these position ids.
+
+        Args:
+            layer: the layer.
+            hidden: any states on the right device and of the right dtype.
+            ids: (b, s), or (3, b, s) with M-RoPE.
+        """
+        return self.language.rotary_emb(hidden, ids)
 
     def tower(self, modality: str) -> nn.Module:
         """The vision tower that encodes this modality."""

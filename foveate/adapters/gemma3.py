@@ -15,6 +15,8 @@ class Gemma3(Adapter):
 
     model_types = ("gemma3",)
     resizable: ClassVar[bool] = True
+    # Before transformers 5.23 the stock model masks a picture beside a cache wrongly.
+    later_pictures: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -34,3 +36,7 @@ class Gemma3(Adapter):
         normed = projector.mm_soft_emb_norm(rows.mean(1))
         out: Tensor = (normed @ projector.mm_input_projection_weight).type_as(rows)
         return out
+
+    def rotations(self, layer: int, hidden: Tensor, ids: Tensor) -> Any:
+        kind = self.language.config.layer_types[layer]
+        return self.language.rotary_emb(hidden, ids, kind)

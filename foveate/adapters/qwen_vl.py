@@ -26,6 +26,8 @@ class QwenVL(Adapter):
     attention_path = "attn"
     projector_path = "visual.merger"
     resizable: ClassVar[bool] = True
+    # The stock models cannot number a new picture's positions beside a cache.
+    later_pictures: ClassVar[bool] = False
 
     def tower(self, modality: str) -> Any:
         return self.tower_module(modality)

@@ -15,6 +15,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ from foveate.adapters.base import Adapter
 from foveate.attach import faults, positions
 from foveate.attach.decision import Decision
 from foveate.attach.encoder import Encoder
-from foveate.attach.forward import Item, Live, Pass, fill, gather, inverse
+from foveate.attach.forward import Item, Live, Looked, Pass, fill, gather, inverse
 from foveate.attach.layers import LayerHook
+from foveate.attach.probe import probed, scale_of
 from foveate.attach.prompt import Placed, Prompt
 from foveate.attach.tables import Segment, Tables, compress, tables_of, widen_static_windows
-from foveate.errors import AttachError
+from foveate.compressor import Reads
+from foveate.errors import AttachError, StageNotAvailable
 from foveate.mapping import Mapping
 
 
@@ -54,7 +57,6 @@ class Decoder:
     ) -> None:
         self.adapter, self.decision, self.encoder = adapter, decision, encoder
         self.on_prefill, self.force = on_prefill, force
-        self.layers = decision.layers
         self.items: list[Item] = []
         self.prompt: Prompt | None = None
         self.now: Pass | None = None
@@ -74,7 +76,8 @@ class Decoder:
             hooks.append(layer.register_forward_pre_hook(hook.enter, with_kwargs=True))
             hooks.append(layer.register_forward_hook(hook.leave, with_kwargs=True))
         try:
-            yield
+            with probed(self._readers()):
+                yield
         finally:
             if faults.is_on("hook_left_behind"):
                 hooks.pop()
@@ -85,6 +88,31 @@ class Decoder:
                     tables.run_id = 0
             self.now = self.prompt = None
             self.recompute.clear()
+
+    def _readers(self) -> dict[nn.Module, Any]:
+        """Readers of the attention that the method asks for between layers."""
+        inside = self.decision.inside
+        if inside is None or Reads.BEFORE not in inside.reads:
+            return {}
+        return {
+            self.adapter.decoder_attention(layer - 1): partial(self._note_attention, layer - 1)
+            for layer in self.decision.layers
+            if layer
+        }
+
+    @torch.no_grad()
+    def _note_attention(
+        self, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> None:
+        now = self.now
+        if now is None or layer + 1 in now.decided or layer + 1 not in now.layers:
+            return
+        offset = k.shape[2] - q.shape[2]
+        held = None if now.tables is None or now.cache is None else now.cache.layers[layer]
+        if getattr(held, "is_compileable", False):
+            segment = None if now.tables is None else now.tables.segment(layer)
+            offset = now.past if segment is None else segment.length(now.past)
+        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale_of(q, kwargs), offset)
 
     def trains(self) -> bool:
         """Whether a backward pass may run the layers again."""
@@ -146,14 +174,16 @@ class Decoder:
         if placed:
             self.items = []
             kwargs["inputs_embeds"] = self._decide(now, placed, embeds)
-            if not self.layers and not now.kept and tables is None:
+            if not now.layers and not now.kept and tables is None:
                 self.on_prefill(now)  # every token is kept: the stock path serves it
                 return None
-        if now.kept or self.layers:
+        if now.kept or now.layers:
             now.tables = self._tables(now, kwargs, module)
             now.cache = kwargs.get("past_key_values")
         positions.rewrite(now, kwargs, self.decision.positions)
-        if now.kept or (self.layers and now.live):
+        if self.decision.inside is not None and self.decision.positions == "reindex":
+            positions.note_ids(now, kwargs)
+        if now.kept or now.layers:
             positions.take_deepstack(now, kwargs)
         self.now = now
         now.decision_seconds += time.perf_counter() - now.opened
@@ -177,43 +207,45 @@ class Decoder:
         decision, prompt = self.decision, self.prompt
         assert prompt is not None
         writes: list[tuple[Live, Tensor]] = []
-        changed = self.force
+        changed = self.force and bool(decision.outside)
         visual: dict[int, list[int]] = {}
         for p in placed:
             visual.setdefault(p.row, []).extend(p.slots.tolist())
-        now.embeds = embeds if self.layers and decision.reads_text else None
         for p in placed:
-            question: list[int] = []
+            live = Live.all_of(p)
+            live.last = prompt.last(p.row)
             if decision.reads_text:
-                question = prompt.question(p.row, sorted(visual[p.row]), decision.template)
-            live = Live.all_of(p, question)
+                live.text = prompt.text(p.row, sorted(visual[p.row]))
+                live.question = prompt.question(p.row, live.text, decision.template)
+                decision.check_text(live)
             now.live.append(live)
             self.items.append(live.item)
-            if self.layers:
-                live.budget = decision.budgets(p.layout.n)
-                continue
-            tokens = decision.tokens(p, embeds, question, prompt)
-            mapping, new = decision.act(p, tokens, decision.count(p.layout.n), embeds)
-            live.item.steps.append((None, mapping))
-            live.item.mapping = mapping
-            live.source = p.slots[mapping.anchors.cpu()]
-            reindex = decision.positions == "reindex"
-            live.alive = p.slots[: mapping.m] if reindex else live.source
-            changed |= not mapping.is_identity
-            if new is not None:
-                writes.append((live, new))
-        if self.layers or not changed:
-            return embeds
-        now.keep_rows(0)
-        if writes:
+            if decision.outside:
+                mapping, new = decision.outside_of(p, embeds, live, prompt)
+                live.item.steps.append((None, mapping))
+                live.item.mapping = mapping
+                live.source = p.slots[mapping.anchors.cpu()]
+                reindex = decision.positions == "reindex"
+                live.alive = p.slots[: mapping.m] if reindex else live.source
+                changed |= not mapping.is_identity
+                if new is not None:
+                    writes.append((live, new))
+            live.steps = decision.steps(p.layout.n, live.item.mapping.m)
+        if changed:
+            now.keep_rows(0)
+            now.entry = now.kept[0]
+        if changed and writes:
             embeds = embeds.clone()
             for live, new in writes:
                 embeds[live.placed.row, live.alive.to(embeds.device)] = new.to(embeds.dtype)
+        now.embeds = embeds if decision.inside is not None else None
         return embeds
 
     def _tables(self, now: Pass, kwargs: dict[str, Any], language: nn.Module) -> Tables | None:
         """The cache's tables, made now if tokens will be dropped for the first time."""
+        firsts = sorted({*now.kept, *now.layers})
         if now.tables is not None:
+            now.tables.split(firsts)
             return now.tables
         cache = kwargs.get("past_key_values")
         if cache is None:
@@ -227,7 +259,6 @@ class Decoder:
 
             cache = kwargs["past_key_values"] = DynamicCache(config=language.config)
         widen_static_windows(cache)
-        firsts = self.layers or (0,)
         before = torch.arange(now.past, device=now.device).expand(now.batch, -1)
         tables = Tables(
             seen=now.past,
@@ -240,33 +271,42 @@ class Decoder:
 
     # ------------------------------------------------------------------ 3: inside the layers
 
-    def drop(self, now: Pass, layer: int, hidden: Tensor) -> Tensor:
-        """Let the method drop tokens before decoder layer `layer`; returns the short states."""
+    def drop(
+        self, now: Pass, layer: int, hidden: Tensor, ahead: Callable[[Tensor | None], Looked]
+    ) -> Tensor:
+        """Let the method drop tokens before decoder layer `layer`; returns the short states.
+
+        Args:
+            now: the pass.
+            layer: the layer about to run.
+            hidden: (b, s, d) the states entering it.
+            ahead: what the layer would compute on all of them, given their table.
+        """
         before = now.start_of(layer - 1) if layer else None
-        table = None if before is None else now.kept[before]
+        table = now.entry if before is None else now.kept[before]
+        if layer == 0 and table is not None:
+            hidden = gather(hidden, fill(table).to(hidden.device))
         again = now.decided.get(layer)
         decided: list[Mapping] = []
-        step = self.layers.index(layer)
         # (row, sequence position) -> physical slot of the current hidden states
         where = inverse(table, now.length) if table is not None else None
         began = time.perf_counter()
         writes = []
+        looked: dict[Reads, Looked] = {}
         if again is None:
             now.alive[layer] = [live.alive for live in now.live]
+            looked = self._looked(now, layer, lambda: ahead(table))
         for number, live in enumerate(now.live):
             row, alive = live.placed.row, now.alive[layer][number]
             at = alive if where is None else where[row][alive]
             at = at.to(hidden.device)
             states = hidden[row, at]
-            if again is None:
-                tokens = self.decision.states(live, now, states.detach(), layer)
-                keep = live.budget[step]
-                keep = None if keep is None else min(keep, len(states))
-                mapping = self.decision.call(tokens, keep).in_raster_order()
-                live.item.steps.append((layer, mapping))
-                live.item.mapping = mapping.to("cpu") @ live.item.mapping.to("cpu")
-            else:
+            if again is not None:
                 mapping = again[number]
+            elif layer not in live.steps:
+                mapping = Mapping.identity(len(states))
+            else:
+                mapping = self._ask(now, live, layer, hidden[row], at, table, where, looked)
             decided.append(mapping)
             if not mapping.is_selection:
                 anchors = mapping.anchors.to(at.device)
@@ -278,11 +318,62 @@ class Decoder:
         if again is None:
             now.decided[layer] = decided
             now.keep_rows(layer)
+            now.seen = None
             now.decision_seconds += time.perf_counter() - began
         index = now.kept[layer]
         if where is not None:
             index = torch.where(index >= 0, where.gather(1, index.clamp(min=0)), -1)
         return gather(hidden, fill(index).to(hidden.device))
+
+    def _ask(
+        self,
+        now: Pass,
+        live: Live,
+        layer: int,
+        hidden: Tensor,
+        at: Tensor,
+        table: Tensor | None,
+        where: Tensor | None,
+        looked: dict[Reads, Looked],
+    ) -> Mapping:
+        """P of one picture before `layer`; `hidden` (s, d) are its row's states, its own `at`."""
+        decision, row = self.decision, live.placed.row
+        assert decision.inside is not None
+        text = torch.tensor(live.text, dtype=torch.long)
+        text = text if where is None else where[row][text]
+        tokens = decision.states(
+            live,
+            now,
+            layer,
+            hidden[at].detach(),
+            hidden[text.to(hidden.device)].detach(),
+            {
+                read: decision.looks_of(live, now, each, table, where)
+                for read, each in looked.items()
+            },
+        )
+        keep = live.steps[layer]
+        keep = None if keep is None else min(keep, tokens.n)
+        mapping = decision.call(decision.inside, tokens, keep).in_raster_order()
+        live.item.steps.append((layer, mapping))
+        live.item.mapping = mapping.to("cpu") @ live.item.mapping.to("cpu")
+        return mapping
+
+    def _looked(self, now: Pass, layer: int, ahead: Callable[[], Looked]) -> dict[Reads, Looked]:
+        """The attention that the method reads before `layer`."""
+        inside = self.decision.inside
+        assert inside is not None
+        found = {}
+        if Reads.BEFORE in inside.reads:
+            if now.seen is None or now.seen.layer != layer - 1:
+                raise StageNotAvailable(
+                    f"{type(inside).__name__} reads the attention of decoder layer {layer - 1}, "
+                    "which this model does not show.\nUse a method that reads no attention."
+                )
+            found[Reads.BEFORE] = now.seen
+        if Reads.AHEAD in inside.reads:
+            found[Reads.AHEAD] = ahead()
+        return found
 
     # ------------------------------------------------------------------ 4: back to full length
 
@@ -311,6 +402,8 @@ class Decoder:
                 segment.slots = torch.cat([segment.table(tables.seen), new], 1)
                 segment.holes |= now.holes[first]
                 segment.tail_from = total
+            for segment in tables.segments:
+                segment.shift = now.shifts.get(segment.first_layer, segment.shift)
             tables.seen = total
         if now.live:
             now.prefill_seconds = time.perf_counter() - now.opened

@@ -26,10 +26,11 @@ from foveate.attach.probe import (
     attention_rows,
     chain,
     probed,
-    visible_keys,
+    scale_of,
 )
 from foveate.attach.tower import TowerEdit
-from foveate.compressor import Reads, TowerMethod, TowerPlan, resolve_keep
+from foveate.attention import visible_keys
+from foveate.compressor import Reads, TowerMethod, TowerPlan
 from foveate.errors import AttachError, StageNotAvailable
 
 KEPT_CAPTURES = 8  # encoder calls remembered; a prompt needs at most one a modality
@@ -42,7 +43,7 @@ class Encoder:
         adapter: the model's adapter.
         reads: what to record beside the projector's input.
         tower: the method that changes the tower, None for all others.
-        keep: its budget.
+        count: tokens that it must leave of a picture of n.
     """
 
     def __init__(
@@ -50,9 +51,9 @@ class Encoder:
         adapter: Adapter,
         reads: frozenset[Reads],
         tower: TowerMethod | None = None,
-        keep: int | float | None = None,
+        count: Callable[[int], int] = lambda n: n,
     ) -> None:
-        self.adapter, self.reads, self.tower, self.keep = adapter, reads, tower, keep
+        self.adapter, self.reads, self.tower, self.count = adapter, reads, tower, count
         self.captures: list[Capture] = []
 
     # ------------------------------------------------------------------ life
@@ -129,10 +130,7 @@ class Encoder:
     def _tower_plans(self, tower: TowerMethod, capture: Capture) -> list[TowerPlan]:
         """What to do to the tower: one plan for all tiles of a call, or one for each picture."""
         layouts, blocks = capture.layouts, self.adapter.selected_block(capture.modality)
-        shares = [
-            resolve_keep(1.0 if self.keep is None else self.keep, part.n) / part.n
-            for part in layouts
-        ]
+        shares = [self.count(part.n) / part.n for part in layouts]
         if any(part.weights is not None for part in layouts):
             raise StageNotAvailable(
                 f"Stage '{tower.stage}' needs slots that are tower tokens; here the model "
@@ -169,11 +167,6 @@ def _sequences(
         yield q[row], k[row], here
 
 
-def _scale(q: Tensor, kwargs: dict[str, Any]) -> float:
-    scaling = kwargs.get("scaling")
-    return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
-
-
 class _Accumulate:
     """A reader that appends per-token values to a capture, call after call."""
 
@@ -190,7 +183,7 @@ class _ScoreReader(_Accumulate):
 
     @torch.no_grad()
     def __call__(self, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-        scale = _scale(q, kwargs)
+        scale = scale_of(q, kwargs)
         for qs, ks, visible in _sequences(q, k, mask, kwargs):
             if self.lead:
                 row_mask = None if visible is None else visible[:, :1]

@@ -66,11 +66,15 @@ class Live:
     item: Item
     alive: Int[Tensor, " m"]  # sequence positions of its current rows, ascending
     source: Int[Tensor, " m"]  # the slot whose position and DeepStack rows each row carries
-    question: list[int]  # positions of the user's text, where the method reads it
-    budget: tuple[int | None, ...] = ()  # tokens to keep from each dropping decoder layer on
+    # Positions of the text after it, and of the user's question in it, where they are read.
+    text: list[int] = dataclasses.field(default_factory=list)
+    question: list[int] = dataclasses.field(default_factory=list)
+    last: int = 0  # position of its row's last token
+    # Decoder layer -> tokens to leave there; None where the method's own fields decide.
+    steps: dict[int, int | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def all_of(cls, placed: Placed, question: list[int]) -> Live:
+    def all_of(cls, placed: Placed) -> Live:
         """A picture of which nothing has been dropped yet."""
         layout = placed.layout
         item = Item(
@@ -83,7 +87,28 @@ class Live:
             steps=[],
             mapping=Mapping.identity(layout.n),
         )
-        return cls(placed, item, alive=placed.slots, source=placed.slots, question=question)
+        return cls(placed, item, alive=placed.slots, source=placed.slots)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Looked:
+    """Queries and keys of one decoder layer for the whole batch.
+
+    Attributes:
+        layer: which one.
+        q: (b, h, s, d) after norm and RoPE.
+        k: (b, g, p, d), those of earlier passes first.
+        mask: what the layer's kernel got; None if causal.
+        scale: factor on the logits.
+        offset: the key of query 0.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+    scale: float
+    offset: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,9 +125,13 @@ class Pass:
         kept: first layer -> (b, s') sequence positions of the rows that run from there on, -1
             for holes; right-aligned.
         holes: the same -> whether there is a hole.
+        entry: the table of what was dropped before decoder layer 0, None if nothing was.
+        ids: its position ids, where layers number their tokens anew; 3 rows with M-RoPE.
+        shifts: segment's first layer -> how far later ids move down from this pass on.
+        seen: what was read of the decoder layer that ran last, for methods that look at it.
         decided, alive: decoder layer -> what was decided there, and where each picture's tokens
             lived before it; a checkpoint's recomputation applies them again.
-        embeds: the input embeddings, for methods that read the question later on.
+        embeds: the input embeddings, for methods that read them later on.
         deepstack, deep_index: visual features that the first layers add, and (b, s) which of
             their rows belongs to each sequence position, -1 for none.
         prompt: the token ids, None for a pass without pictures.
@@ -122,6 +151,10 @@ class Pass:
     holes: dict[int, bool] = dataclasses.field(default_factory=dict)
     decided: dict[int, list[Mapping]] = dataclasses.field(default_factory=dict)
     alive: dict[int, list[Int[Tensor, " m"]]] = dataclasses.field(default_factory=dict)
+    entry: Int[Tensor, "b q"] | None = None
+    ids: Tensor | None = None
+    shifts: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    seen: Looked | None = None
     embeds: Tensor | None = None
     deepstack: list[Tensor] = dataclasses.field(default_factory=list)
     deep_index: Tensor | None = None
@@ -129,6 +162,11 @@ class Pass:
     opened: float = 0.0
     decision_seconds: float = 0.0
     prefill_seconds: float = 0.0
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layers before which some picture of this pass loses tokens, ascending."""
+        return tuple(sorted({layer for live in self.live for layer in live.steps}))
 
     def start_of(self, layer: int) -> int | None:
         """First layer of the stretch of equal length that `layer` is in; None: nothing dropped."""

@@ -8,14 +8,16 @@ length reuses.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from foveate.adapters.base import first_tensor
-from foveate.attach import faults
-from foveate.attach.forward import Pass, fill, gather
+from foveate.adapters.base import Adapter, first_tensor
+from foveate.attach import faults, positions
+from foveate.attach.forward import Looked, Pass, fill, gather
+from foveate.attach.probe import peek, scale_of
 from foveate.attach.tables import Segment
 from foveate.errors import AttachError
 
@@ -28,10 +30,12 @@ class Owner(Protocol):
     """What a layer's hooks need of the decoder they belong to."""
 
     now: Pass | None
-    layers: tuple[int, ...]
+    adapter: Adapter
     recompute: dict[int, tuple[weakref.ref[Tensor], Pass]]
 
-    def drop(self, now: Pass, layer: int, hidden: Tensor) -> Tensor:
+    def drop(
+        self, now: Pass, layer: int, hidden: Tensor, ahead: Callable[[Tensor | None], Looked]
+    ) -> Tensor:
         """Hidden states after the method dropped tokens before `layer`."""
 
     def trains(self) -> bool:
@@ -56,19 +60,32 @@ class LayerHook:
         hidden = first_tensor(args, kwargs)
         self._remember(now, kwargs, hidden)
         short = hidden
-        if layer in self.decoder.layers and now.live:
-            short = self.decoder.drop(now, layer, hidden)
+        if layer in now.layers:
+
+            def ahead(table: Tensor | None) -> Looked:
+                states = hidden
+                if layer == 0 and table is not None:
+                    states = gather(hidden, fill(table).to(hidden.device))
+                return self._ahead(module, now, table, kwargs, states)
+
+            short = self.decoder.drop(now, layer, hidden, ahead)
         elif layer in now.kept:
             short = gather(hidden, fill(now.kept[layer]).to(hidden.device))
         first = now.start_of(layer)
         segment = None if now.tables is None else now.tables.segment(layer)
         held = self._cache_layer(now)
-        if first is None and not self._needs_mask(first, segment, now, kwargs, held):
+        anew = now.ids is not None and (
+            first in now.decided or (segment is not None and segment.shift is not None)
+        )
+        masked = self._needs_mask(first, segment, now, kwargs, held)
+        if first is None and not masked and not anew:
             return None
         kwargs = dict(kwargs)
-        if first is not None:
+        if anew:
+            self._renumber(now, first, segment, kwargs, short)
+        elif first is not None:
             self._gather_positions(now, first, kwargs)
-        if self._needs_mask(first, segment, now, kwargs, held):
+        if masked:
             self._gather_mask(now, first, segment, kwargs, short, held)
         if short is hidden:
             return args, kwargs
@@ -94,6 +111,66 @@ class LayerHook:
         states = states.clone()
         states[rows, slots] = states[rows, slots] + features[which]
         return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    # ------------------------------------------------------------------ looking ahead
+
+    @torch.no_grad()
+    def _ahead(
+        self,
+        module: nn.Module,
+        now: Pass,
+        table: Tensor | None,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+    ) -> Looked:
+        """Queries and keys that this layer would have if nothing were dropped before it.
+
+        Args:
+            module: the layer.
+            now: the pass.
+            table: (b, s) which tokens `hidden` holds; None for all of them.
+            kwargs: the layer's arguments, in original length.
+            hidden: (b, s, d) the states entering it.
+        """
+        adapter = self.decoder.adapter
+        held = self._cache_layer(now)
+        segment = None if now.tables is None else now.tables.segment(self.layer)
+        past = _physical_past(held, segment, now)
+        static = getattr(held, "is_compileable", False)
+        mask = kwargs.get("attention_mask")
+        if mask is not None or now.tables is not None or table is not None:
+            # A static cache's spare columns hold no keys yet: only what has been seen counts.
+            query, keys = self._tables(now, table, segment, None, past, hidden.device)
+            mask = _short_mask(mask, query, keys, now)
+        rotations = kwargs.get("position_embeddings")
+        before = now.start_of(self.layer - 1) if self.layer else None
+        shift = None if segment is None else segment.shift
+        if now.ids is not None and (before in now.decided or shift is not None):
+            ids, _ = positions.renumbered(now, before, shift)
+            rotations = adapter.rotations(self.layer, hidden, ids)
+        elif rotations is not None and table is not None:
+            index = fill(table).to(hidden.device)
+            rotations = tuple(gather(part, index) for part in rotations)
+        found: list[Looked] = []
+
+        def note(q: Tensor, k: Tensor, _: Tensor | None, call: dict[str, Any]) -> None:
+            if past:
+                cached = held.keys[:, :, :past] if static else held.keys[:, :, -past:]
+                k = torch.cat([cached.to(k.device, k.dtype), k], 2)
+            found.append(Looked(self.layer, q, k, mask, scale_of(q, call), past))
+
+        dropped = ("past_key_values", "position_ids", "attention_mask", "use_cache")
+        rest = {name: value for name, value in kwargs.items() if name not in dropped}
+        rest |= {"position_embeddings": rotations, "attention_mask": None}
+        rest = {name: value for name, value in rest.items() if value is not hidden}
+        rest.pop("hidden_states", None)
+        peek(
+            adapter.decoder_attention(self.layer),
+            note,
+            hidden_states=adapter.decoder_norm(self.layer)(hidden),
+            **rest,
+        )
+        return found[0]
 
     # ------------------------------------------------------------------ gradient checkpointing
 
@@ -133,6 +210,29 @@ class LayerHook:
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = None
 
+    def _renumber(
+        self,
+        now: Pass,
+        first: int | None,
+        segment: Segment | None,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+    ) -> None:
+        """Cos and sin of contiguous positions, as if what was dropped had never been there."""
+        pair = kwargs["position_embeddings"]
+        key = (first, segment and segment.first_layer, "anew", id(pair[0]))
+        if key not in now.memo:
+            shift = None if segment is None else segment.shift
+            if faults.is_on("stale_position_shift"):
+                shift = None
+            ids, moved = positions.renumbered(now, first, shift)
+            if segment is not None and moved is not None:
+                now.shifts[segment.first_layer] = moved
+            now.memo[key] = (self.decoder.adapter.rotations(self.layer, hidden, ids), pair)
+        kwargs["position_embeddings"] = now.memo[key][0]
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = None
+
     def _cache_layer(self, now: Pass) -> Any:
         """This layer's own cache; None if there is none yet."""
         layers = () if now.tables is None or now.cache is None else now.cache.layers
@@ -164,7 +264,8 @@ class LayerHook:
         width = _physical_past(layer_cache, segment, now)
         key = (first, segment and segment.first_layer, width, "mask", id(mask))
         if key not in now.memo:
-            query, keys = self._tables(now, first, segment, layer_cache, width, hidden.device)
+            here = None if first is None else now.kept[first]
+            query, keys = self._tables(now, here, segment, layer_cache, width, hidden.device)
             made = _short_mask(mask, query, keys, now)
             now.memo[key] = (made, mask)  # the original is held, so that its id stays its own
         kwargs["attention_mask"] = now.memo[key][0]
@@ -172,17 +273,16 @@ class LayerHook:
     def _tables(
         self,
         now: Pass,
-        first: int | None,
+        here: Tensor | None,
         segment: Segment | None,
         layer_cache: Any,
         width: int,
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """(b, q) queries and (b, k) keys of this layer by original index, -1 for holes."""
-        if first is None:
-            here = torch.arange(now.length, device=device).expand(now.batch, -1)
-        else:
-            here = now.kept[first].to(device)
+        if here is None:
+            here = torch.arange(now.length).expand(now.batch, -1)
+        here = here.to(device)
         query = torch.where(here >= 0, here + now.past, -1)
         keys = query
         if now.tables is not None:

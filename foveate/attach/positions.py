@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.attach import faults
-from foveate.attach.forward import Pass
+from foveate.attach.forward import Pass, fill
 
 
 def rewrite(now: Pass, kwargs: dict[str, Any], positions: str) -> None:
@@ -27,7 +27,7 @@ def rewrite(now: Pass, kwargs: dict[str, Any], positions: str) -> None:
     if shift is not None:
         rope -= shift.to(rope.device)[None]
     if reindex:
-        moved = _reindex(now, rope)
+        moved = _reindex(now, rope, now.kept[0])
         old = torch.zeros_like(moved) if shift is None else shift.to(moved.device)
         if now.tables is not None:
             now.tables.shift = moved + old
@@ -41,9 +41,41 @@ def rewrite(now: Pass, kwargs: dict[str, Any], positions: str) -> None:
         )
 
 
-def _reindex(now: Pass, rope: Tensor) -> Tensor:
+def note_ids(now: Pass, kwargs: dict[str, Any]) -> None:
+    """Keep this pass's position ids, for layers that number their tokens anew."""
+    ids = kwargs.get("position_ids")
+    if ids is None:
+        ids = torch.arange(now.past, now.past + now.length, device=now.device)[None]
+    ids = ids.expand(*ids.shape[:-2], now.batch, -1)
+    now.ids = ids[-3:] if ids.ndim == 3 else ids
+
+
+def renumbered(now: Pass, first: int | None, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Contiguous position ids of the tokens that run in a stretch of layers.
+
+    Args:
+        now: the pass, with its ids.
+        first: the stretch's first layer; None if this pass drops nothing there.
+        shift: (b, 1) how far earlier passes moved later ids down there.
+
+    Returns:
+        The ids, and how far this pass and earlier ones move later ids down.
+    """
+    assert now.ids is not None
+    ids = now.ids.clone()
+    if shift is not None:
+        ids -= shift.to(ids.device)
+    if first is None:
+        return ids, shift
+    table = now.kept[first]
+    moved = _reindex(now, ids if ids.ndim == 3 else ids[None], table)
+    index = fill(table).to(ids.device)
+    ids = ids.gather(-1, index.expand(*ids.shape[:-1], -1))
+    return ids, moved if shift is None else moved + shift.to(moved.device)
+
+
+def _reindex(now: Pass, rope: Tensor, table: Tensor) -> Tensor:
     """Dense-rank the kept tokens' position ids in place; returns how far later ones move."""
-    table = now.kept[0]
     shifts = []
     for row in range(now.batch):
         kept = table[row][table[row] >= 0]

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from foveate.attention import visible_keys
 
 ROWS_AT_ONCE = 256  # query rows of a score matrix held in memory at a time
 
@@ -25,8 +27,13 @@ the attention logits, broadcastable to (b, 1, 1, n)."""
 
 
 @contextlib.contextmanager
-def probed(readers: dict[nn.Module, Reader]) -> Iterator[None]:
-    """Let `readers` see the q and k of their attention modules while the context lasts."""
+def probed(readers: dict[nn.Module, Reader], attend: bool = True) -> Iterator[None]:
+    """Let `readers` see the q and k of their attention modules while the context lasts.
+
+    Args:
+        readers: module -> what gets its queries and keys.
+        attend: whether attention is then computed; if not, zeros take its place.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     saved: list[tuple[nn.Module, Any]] = []
@@ -37,7 +44,7 @@ def probed(readers: dict[nn.Module, Reader]) -> Iterator[None]:
             implementation = config._attn_implementation or "eager"
             # A kernel's own name stays inside ours: towers ask for "flash" by substring.
             name = f"{implementation}|foveate-{id(reader)}"
-            ALL_ATTENTION_FUNCTIONS[name] = _interface(reader, implementation)
+            ALL_ATTENTION_FUNCTIONS[name] = _interface(reader, config, implementation, attend)
             names.add(name)
             saved.append((module, config))
             mine = copy.copy(config)
@@ -49,6 +56,18 @@ def probed(readers: dict[nn.Module, Reader]) -> Iterator[None]:
             module.config = config
         for name in names:
             del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
+    """The factor on the logits of an attention call."""
+    scaling = kwargs.get("scaling")
+    return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
+
+
+def peek(module: nn.Module, reader: Reader, *args: Any, **kwargs: Any) -> None:
+    """Call an attention module up to its queries and keys, which `reader` gets; no attention."""
+    with probed({module: reader}, attend=False):
+        module(*args, **kwargs)
 
 
 def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -> None:
@@ -65,7 +84,9 @@ def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -
     readers[module] = both
 
 
-def _interface(reader: Reader, implementation: str) -> Callable[..., Any]:
+def _interface(
+    reader: Reader, config: Any, implementation: str, attend: bool
+) -> Callable[..., Any]:
     def attention(
         module: nn.Module,
         query: Tensor,
@@ -78,6 +99,9 @@ def _interface(reader: Reader, implementation: str) -> Callable[..., Any]:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         bias = reader(query, key, attention_mask, kwargs)
+        if not attend:
+            heads_last = query.transpose(1, 2)
+            return query.new_zeros(*heads_last.shape[:-1], value.shape[-1]), None
         if bias is not None:
             bias = bias.to(query.dtype)
             attention_mask = bias if attention_mask is None else _add(attention_mask, bias)
@@ -86,7 +110,12 @@ def _interface(reader: Reader, implementation: str) -> Callable[..., Any]:
             backend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         else:
             backend = ALL_ATTENTION_FUNCTIONS[implementation]
-        return backend(module, query, key, value, attention_mask, *args, **kwargs)
+        # Flash kernels read their own name from the config of the module that they serve.
+        mine, module.config = module.config, config
+        try:
+            return backend(module, query, key, value, attention_mask, *args, **kwargs)
+        finally:
+            module.config = mine
 
     return attention
 
@@ -139,10 +168,3 @@ def attention_rows(
     if mask is not None:
         logits = logits.masked_fill(~visible_keys(mask), -torch.inf)
     return logits.softmax(-1)
-
-
-def visible_keys(mask: Tensor) -> Bool[Tensor, "..."]:
-    """Boolean form of a boolean or additive mask: True where a key may be seen."""
-    if mask.dtype == torch.bool:
-        return mask
-    return mask > torch.finfo(mask.dtype).min / 2

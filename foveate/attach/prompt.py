@@ -130,18 +130,27 @@ class Prompt:
                 )
         return placed
 
-    def question(self, row: int, visual: list[int], template: Template | None) -> list[int]:
-        """Positions of the user's text in the turn being answered, in row `row`.
+    def text(self, row: int, visual: list[int]) -> list[int]:
+        """Positions of all text after the last picture of row `row`, else of all text before it.
 
-        Template tokens are left out where `template` knows them; otherwise it is all text
-        after the last picture, else all text before it. Never empty if there is any text.
+        Never empty if there is any text.
         """
-        real = [i for i in self.real[row].nonzero().flatten().tolist() if i not in set(visual)]
-        after = [i for i in real if not visual or i > visual[-1]]
-        text = after or real
-        if template is not None and text:
-            text = template.strip(self.ids[row].tolist(), text) or text
-        return text
+        pictures = set(visual)
+        real = [i for i in self.real[row].nonzero().flatten().tolist() if i not in pictures]
+        return [i for i in real if not visual or i > visual[-1]] or real
+
+    def question(self, row: int, text: list[int], template: Template | None) -> list[int]:
+        """Of the positions `text`, the user's text in the turn being answered.
+
+        Template tokens are left out where `template` knows them. Never empty if `text` is not.
+        """
+        if template is None or not text:
+            return text
+        return template.strip(self.ids[row].tolist(), text) or text
+
+    def last(self, row: int) -> int:
+        """Position of the last token of row `row`."""
+        return int(self.real[row].nonzero().max())
 
 
 class Template:

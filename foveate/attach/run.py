@@ -30,6 +30,8 @@ from foveate.errors import AttachError, BudgetError, UnknownName
 
 POSITIONS = ("original", "reindex")
 _MARK = "_foveate_run"
+# What transformers' models call the pictures themselves.
+_PIXELS = frozenset({"pixel_values", "pixel_values_images", "pixel_values_videos"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +116,13 @@ class Run:
         self.model, self.method, self.keep, self.positions = model, method, keep, positions
         self._acts = keep != 1.0 or isinstance(keep, int) or force
         self._adapter = adapter_for(model)
-        tower = cast(TowerMethod, method) if method.stage in (Stage.IMAGE, Stage.ENCODER) else None
-        self._encoder = Encoder(self._adapter, method.reads, tower, keep)
         template = None if processor is None else Template(processor)
         decision = Decision(
             self._adapter, method, keep=keep, positions=positions, template=template
         )
+        first = method.parts[0]
+        tower = cast(TowerMethod, first) if first.stage in (Stage.IMAGE, Stage.ENCODER) else None
+        self._encoder = Encoder(self._adapter, decision.reads, tower, decision.first_count)
         self._decoder = Decoder(
             self._adapter, decision, self._encoder, on_prefill=self._count, force=force
         )
@@ -280,13 +283,18 @@ def attach(
                 "Give one of them."
             )
         keep = preset_keep
-    elif keep is None and not _force:
+    elif isinstance(method, str):
+        method = catalog.make(method, **fields)
+    stated = preset is None and isinstance(method, Compressor) and method.states_budget
+    if stated and keep is not None:
+        raise BudgetError(
+            f"{method} states its own budget; keep={keep} was given as well.\nGive one of them."
+        )
+    if keep is None and preset is None and not stated and not _force:
         raise BudgetError(
             "A budget is needed: keep=64 (tokens of each image), keep=0.25 (a quarter of them),\n"
             "or preset=... for a published setting."
         )
-    if isinstance(method, str):
-        method = catalog.make(method, **fields)
     positions = order if positions is None else positions
     if positions not in POSITIONS:
         raise UnknownName("positions", positions, POSITIONS)
@@ -341,7 +349,10 @@ def encode(
         return Encoded(dict(inputs), ())
     adapter = adapter_for(model)
     encoder = Encoder(adapter, reads)
-    rest = dict(inputs)
     with encoder.installed():
-        rest = model._prepare_multimodal_encoder_kwargs_for_generation(rest)  # type: ignore[operator]
-    return Encoded(rest, tuple(encoder.captures), frozenset(inputs) - frozenset(rest))
+        found = model._prepare_multimodal_encoder_kwargs_for_generation(dict(inputs))  # type: ignore[operator]
+    # Sizes and grids stay: position ids are made of them before anything else.
+    replaced = frozenset(inputs) & _PIXELS
+    rest = {k: v for k, v in inputs.items() if k not in replaced}
+    rest["mm_encoder_outputs"] = found["mm_encoder_outputs"]
+    return Encoded(rest, tuple(encoder.captures), replaced)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,12 +31,15 @@ class Segment:
         holes: whether any slot is a hole (known on the host, so that decoding never asks).
         tail_from: every original token from this one on follows `slots` without a gap; the tail
             is never stored, so a decoded token costs nothing here.
+        shift: (b, 1) how far these layers' own numbering moved later position ids down; None
+            where they keep their ids.
     """
 
     first_layer: int
     slots: Int[Tensor, "b p"]
     holes: bool
     tail_from: int
+    shift: Int[Tensor, "b 1"] | None = None
 
     def table(self, seen: int) -> Int[Tensor, "b q"]:
         """(b, p + tail) the original index of every slot when `seen` tokens have gone by."""
@@ -75,12 +79,27 @@ class Tables:
                 found = segment
         return found
 
+    def split(self, firsts: Sequence[int]) -> None:
+        """See to it that a segment begins at each of these layers."""
+        known = {segment.first_layer for segment in self.segments}
+        for first in sorted(set(firsts) - known):
+            before = self.segment(first)
+            if before is None:
+                like = self.segments[0].slots
+                slots = torch.arange(self.seen, device=like.device).expand(len(like), -1)
+                self.segments.append(Segment(first, slots, False, self.seen))
+            else:
+                self.segments.append(dataclasses.replace(before, first_layer=first))
+            self.segments.sort(key=lambda segment: segment.first_layer)
+
     def rows(self, index: Int[Tensor, " k"]) -> None:
         """Reorder, repeat or select batch rows."""
         if faults.is_on("tables_not_reordered"):
             index = torch.arange(len(index)) % len(index)
         for segment in self.segments:
             segment.slots = segment.slots.index_select(0, index.to(segment.slots.device))
+            if segment.shift is not None:
+                segment.shift = segment.shift.index_select(0, index.to(segment.shift.device))
         if self.shift is not None:
             self.shift = self.shift.index_select(0, index.to(self.shift.device))
 

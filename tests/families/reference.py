@@ -36,7 +36,7 @@ class Plan:
         slots: for each picture of the prompt, the positions of its visual slots.
         decide: which of them live on.
         layers: decoder layers before which `decide` is asked, ascending.
-        positions: ``"original"`` or ``"reindex"``; the latter only where the one layer is 0.
+        positions: ``"original"`` or ``"reindex"``.
     """
 
     slots: Sequence[Tensor]
@@ -79,8 +79,7 @@ def logits(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     assert len(inputs["input_ids"]) == 1, "one prompt at a time"
     if plan.positions == "original":
         return _masked(model, inputs, plan)
-    assert tuple(plan.layers) == (0,), "re-indexing is defined for a drop before layer 0 only"
-    return _shortened(model, inputs, plan)
+    return (_shortened if tuple(plan.layers) == (0,) else _renumbered)(model, inputs, plan)
 
 
 def _cut(
@@ -184,6 +183,66 @@ def _shortened(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     with _hooks(handle):
         out = stock_logits(model, inputs)
     return _spread(out, kept, length)
+
+
+def _renumbered(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
+    """Between layers the states get physically shorter and are numbered from one end to the other.
+
+    Rows keep their order. Each layer's cos and sin are made anew from contiguous ids.
+    """
+    length = inputs["input_ids"].shape[1]
+    kept, alive = torch.arange(length), list(plan.slots)
+    language, ids = language_model(model), None
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal ids
+        ids = kwargs.get("position_ids")
+
+    def rotations(index: int, hidden: Tensor) -> Any:
+        now = contiguous(ids, kept)
+        now = now[-3:] if now.ndim == 3 else now
+        kinds = getattr(language.rotary_emb, "layer_types", None)
+        named = kinds is not None and hasattr(language.rotary_emb, f"{kinds[0]}_inv_freq")
+        kind = (language.config.layer_types[index],) if named else ()
+        return language.rotary_emb(hidden, now, *kind)
+
+    def before(layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal alive, kept
+            hidden = args[0]
+            if layer in plan.layers:
+                hidden, now = _cut(hidden, alive, plan, layer)
+                for old, new in zip(alive, now, strict=True):
+                    gone = old[~torch.isin(old, new)]
+                    kept = kept[~torch.isin(kept, gone)]
+                alive = now
+            hidden = hidden[:, kept]
+            mask = kwargs["attention_mask"]
+            if mask is not None:
+                mask = mask[:, :, kept][..., kept]
+            new = {"attention_mask": mask, "position_ids": None}
+            if layer >= plan.layers[0]:
+                new["position_embeddings"] = rotations(layer, hidden)
+            return (hidden, *args[1:]), kwargs | new
+
+        return hook
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Rows go back where they were: DeepStack adds to them there, and decisions ask there."""
+        states = output[0] if isinstance(output, tuple) else output
+        wide = states.new_zeros(1, length, states.shape[-1])
+        wide[:, kept] = states
+        return (wide, *output[1:]) if isinstance(output, tuple) else wide
+
+    handles = [language.register_forward_pre_hook(note, with_kwargs=True)]
+    handles += [block.register_forward_hook(after) for block in language.layers]
+    handles += [
+        block.register_forward_pre_hook(before(i), with_kwargs=True)
+        for i, block in enumerate(language.layers)
+    ]
+    with _hooks(*handles):
+        out = stock_logits(model, inputs)
+    return _spread(out[kept], kept, length)
 
 
 def shorten_mask(mask: Any, kept: Tensor) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import foveate
 from foveate import catalog
-from foveate.compressor import Stage, resolve_keep
-from foveate.errors import StageNotAvailable
+from foveate.attach import Item
+from foveate.compressor import Compressor, Stage, resolve_keep
+from foveate.errors import BudgetError, StageNotAvailable
+from foveate.methods.vtw import VTW
 from tests.families import reference
-from tests.families.models import FAMILIES, VIDEO_FAMILIES
+from tests.families.models import FAMILIES, LAYERS, VIDEO_FAMILIES
 from tests.families.reference import Plan
 from tests.laws.laws import (
     Case,
@@ -24,7 +29,6 @@ from tests.laws.laws import (
 
 # TRIM needs a CLIP checkpoint that the tower comes from: tests/methods/test_trim.py makes one.
 METHODS = [name for name in catalog.names() if name != "trim"]
-ALL = [(method, family) for family in FAMILIES for method in METHODS]
 # Families whose tower a method cannot change; any other refusal is a failure.
 REFUSED = {
     "resize": {"internvl", "idefics3", "smolvlm", "mistral3"},
@@ -34,38 +38,76 @@ REFUSED = {
     },
 }
 FEW = ["llava", "llava_next", "qwen3_vl"]
+# Methods that act between decoder layers, whose budget is an average; and one stage of another.
+INSIDE = {
+    name: catalog.make(name)
+    for name in METHODS
+    if catalog.method_class(name).stage == Stage.DECODER
+}
+INSIDE["polymorphic's second stage"] = catalog.make("polymorphic", stages="prune")
+OUTSIDE = [name for name in METHODS if name not in INSIDE]
+# The first layers of a tiny model run on everything, so less than this cannot be reached.
+AVERAGE = 0.7
 
 
-def check_pruned_is_the_reference(case: Case, name: str, keep: int | float) -> None:
-    """Exactly the asked count, and the logits of an independent recompute of what P says."""
+def check_pruned_is_the_reference(
+    case: Case, method: str | Compressor, keep: int | float | None, **options: Any
+) -> list[Item]:
+    """The asked count, and the logits of an independent recompute of what P says."""
     model, batch = case.model(), case.batch()
     model(**batch.inputs)  # transformers installs its own hooks in a first run
     before, state = copied(batch.inputs), snapshot(model)
-    with foveate.attach(model, name, keep=keep) as run:
+    with foveate.attach(model, method, keep=keep, **options) as run:
         out = model(**batch.inputs).logits
         items = run.items
     assert_unchanged(batch.inputs, before)
     assert_same_state(state, snapshot(model))
-    assert [item.mapping.m for item in items] == [resolve_keep(keep, item.n) for item in items]
     assert out.isfinite().all()
+    if keep is not None:
+        check_budget(run.method, items, keep)
     if run.method.stage in (Stage.IMAGE, Stage.ENCODER):
-        return  # the tower itself is another one: tests/attach/test_tower.py
+        return items  # the tower itself is another one: tests/attach/test_tower.py
     for row, slots in enumerate(batch.slots):
-        mine = [item.mapping for item in items if item.row == row]
-        merges = [None if p.is_selection else p.to_matrix() for p in mine]
-        if run.method.stage == Stage.VISION and any(m is not None for m in merges):
+        mine = [item for item in items if item.row == row]
+        merged = any(not p.is_selection for item in mine for k, p in item.steps if k is None)
+        if run.method.stage == Stage.VISION and merged:
             continue  # merged before the projector: tests/attach/test_projection.py
         first = int(batch.inputs["attention_mask"][row].argmax())
-        plan = Plan(
-            [s - first for s in slots],
-            lambda picture, layer, x, p=mine, m=merges: (p[picture].anchors, m[picture]),
-        )
+        plan = recorded(mine, [s - first for s in slots], run.positions)
         truth = reference.logits(model, case.alone(batch.rows[row]), plan)
         got = out[row, first : first + len(truth)]
-        assert_close(got, truth, case.dtype, f"{name}, row {row}")
+        assert_close(got, truth, case.dtype, f"{run.method}, row {row}")
+    return items
 
 
-@pytest.mark.parametrize(("name", "family"), ALL)
+def check_budget(method: Compressor, items: list[Item], keep: int | float) -> None:
+    """Exactly the count; between decoder layers the average, to what whole tokens allow."""
+    for item in items:
+        wanted = resolve_keep(keep, item.n)
+        if method.parts[-1].stage == Stage.DECODER:
+            # VTW withdraws everything at once: its layer is whole, not its count.
+            off = item.n / (2 * LAYERS) if isinstance(method, VTW) else 0.5
+            assert abs(item.average(LAYERS) - wanted) <= off + 1e-9
+        else:
+            assert item.mapping.m == wanted
+
+
+def recorded(items: list[Item], slots: list[Tensor], positions: str) -> Plan:
+    """What was decided, for the reference to do again."""
+    steps = [{0 if k is None else k: p for k, p in item.steps} for item in items]
+
+    def decide(picture: int, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        p = steps[picture].get(layer)
+        if p is None:
+            return reference.keep_all(picture, layer, x)
+        return p.anchors, None if p.is_selection else p.to_matrix()
+
+    layers = sorted({layer for each in steps for layer in each}) or (0,)
+    return Plan(slots, decide, layers, positions)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", OUTSIDE)
 @torch.no_grad()
 def test_every_method_on_every_family(name: str, family: str) -> None:
     case = Case(family, images=(2, 1))
@@ -76,14 +118,93 @@ def test_every_method_on_every_family(name: str, family: str) -> None:
     check_pruned_is_the_reference(case, name, 0.3)
 
 
+@pytest.mark.parametrize("images", [(2, 1), (1, 0, 2)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", INSIDE)
+@torch.no_grad()
+def test_every_method_between_layers_on_every_family(
+    name: str, family: str, images: tuple[int, ...]
+) -> None:
+    padding = "left" if len(images) == 2 else "right"
+    check_pruned_is_the_reference(
+        Case(family, images=images, padding=padding), INSIDE[name], AVERAGE
+    )
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("name", INSIDE)
+@torch.no_grad()
+def test_deeper_layers_number_their_tokens_anew(name: str, family: str) -> None:
+    case = Case(family, images=(2, 1))
+    check_pruned_is_the_reference(case, INSIDE[name], AVERAGE, positions="reindex")
+
+
+SCHEDULES = {
+    "pyramiddrop": (0.5, 0.25, 0.125),
+    "sparsevlm": (0.6, 0.4, 0.2),
+    "mustdrop": (0.9, 0.8, 0.5),
+    "fastv": (0.3,),
+    "dart": (12,),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@torch.no_grad()
+def test_a_schedule_is_followed_outright(name: str) -> None:
+    schedule = SCHEDULES[name]
+    method = catalog.make(name, schedule=schedule)
+    for item in check_pruned_is_the_reference(Case("llava_next", images=(2, 1)), method, None):
+        wanted = [s if isinstance(s, int) else resolve_keep(s, item.n) for s in schedule]
+        assert [p.m for _, p in item.steps] == wanted
+    with pytest.raises(BudgetError, match="states its own budget"):
+        foveate.attach(Case("llava").model(), method, keep=0.5)
+    wrong = catalog.make(name, schedule=(*schedule, 1))
+    with pytest.raises(BudgetError, match="one count for each"):
+        check_pruned_is_the_reference(Case("llava_next"), wrong, None)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", INSIDE)
+@torch.no_grad()
+def test_the_kernel_does_not_change_what_is_decided(name: str, attn: str) -> None:
+    case = Case("llava_next", attn, torch.float32, images=(2, 1))
+    found = check_pruned_is_the_reference(case, INSIDE[name], AVERAGE)
+    other = check_pruned_is_the_reference(Case("llava_next", images=(2, 1)), INSIDE[name], AVERAGE)
+    assert [item.mapping.anchors.tolist() for item in found] == [
+        item.mapping.anchors.tolist() for item in other
+    ]
+
+
 @pytest.mark.parametrize("keep", [1, 7])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OUTSIDE)
 @torch.no_grad()
 def test_edge_budgets(name: str, keep: int) -> None:
     check_pruned_is_the_reference(Case("llava_next", padding="right"), name, keep)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", INSIDE)
+@torch.no_grad()
+def test_budgets_that_cannot_be_reached_say_what_can(name: str) -> None:
+    case = Case("llava")
+    model, batch = case.model(), case.batch()
+    refused = pytest.raises(BudgetError, match="lowest average")
+    with refused as error, foveate.attach(model, INSIDE[name], keep=1):
+        model(**batch.inputs)
+    least = int(str(error.value).split(" is ")[-1].split(";")[0].rstrip("."))
+    with foveate.attach(model, INSIDE[name], keep=least) as run:
+        model(**batch.inputs)
+    check_budget(run.method, run.items, least)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+@torch.no_grad()
+def test_every_method_between_layers_on_videos(name: str, family: str) -> None:
+    case = Case(family, images=(0, 0), videos=(1, 1))
+    check_pruned_is_the_reference(case, INSIDE[name], AVERAGE)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
 @torch.no_grad()
 def test_every_method_on_videos(name: str, family: str) -> None:
@@ -101,7 +222,8 @@ def test_every_method_on_videos(name: str, family: str) -> None:
 @torch.no_grad()
 def test_no_method_depends_on_batch_mates(name: str, family: str) -> None:
     if family not in REFUSED.get(name, ()):
-        check_batch_mates(Case(family, images=(1, 2)), catalog.make(name), keep=0.3)
+        keep = AVERAGE if name in INSIDE else 0.3
+        check_batch_mates(Case(family, images=(1, 2)), catalog.make(name), keep=keep)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -109,5 +231,5 @@ def test_no_method_depends_on_batch_mates(name: str, family: str) -> None:
 def test_half_precision_is_finite(name: str) -> None:
     case = Case("llava", dtype=torch.bfloat16)
     model, batch = case.model(), case.batch()
-    with foveate.attach(model, name, keep=0.3):
+    with foveate.attach(model, name, keep=AVERAGE if name in INSIDE else 0.3):
         assert model(**batch.inputs).logits.isfinite().all()

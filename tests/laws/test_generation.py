@@ -103,6 +103,24 @@ def test_a_second_question_with_reindexed_positions(name: str) -> None:
     check_second_turn(Case(name), First(), positions="reindex")
 
 
+@pytest.mark.parametrize("name", SECOND_TURN)
+@torch.no_grad()
+def test_a_second_question_where_layers_number_their_tokens_anew(name: str) -> None:
+    check_second_turn(Case(name), METHODS["decoder"], positions="reindex")
+
+
+@pytest.mark.parametrize("name", SECOND_PICTURE)
+@torch.no_grad()
+def test_a_new_picture_where_layers_number_their_tokens_anew(name: str) -> None:
+    check_second_turn(Case(name), METHODS["decoder"], positions="reindex", images=(1, 1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_beam_search_where_layers_number_their_tokens_anew(name: str) -> None:
+    check_beams(Case(name), METHODS["decoder"], positions="reindex")
+
+
 @pytest.mark.parametrize("method", [*METHODS, "merge"])
 @pytest.mark.parametrize("name", SECOND_PICTURE)
 @torch.no_grad()

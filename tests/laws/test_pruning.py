@@ -41,6 +41,13 @@ def test_drops_between_decoder_layers_equal_the_reference(name: str, schedule: s
     check_generate(Case(name, images=MIXED), SCHEDULES[schedule])
 
 
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "0"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_deeper_layers_may_number_their_tokens_anew(name: str, schedule: str) -> None:
+    check_generate(Case(name, images=MIXED), SCHEDULES[schedule], positions="reindex")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_eager_attention_in_float32(name: str) -> None:

@@ -12,13 +12,13 @@ from torch import nn
 from foveate.reference import words
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import build_model
-from foveate.reference.captions import describe, listing, tally
+from foveate.reference.captions import describe, listing, relate, tally
 from foveate.reference.gaze import Gaze
 from foveate.reference.labels import MOST_OWNERS, PATCH_CLASSES, patch_labels
 from foveate.reference.language_stage import PREFIX_WORDS, language_loss, training_dialogues
 from foveate.reference.layout import Layout, Thing
 from foveate.reference.packing import pack, text_encoder
-from foveate.reference.questions import ask
+from foveate.reference.questions import KINDS, ask
 from foveate.reference.referring import attribute
 from foveate.reference.scenes import scene, scene_layout
 from foveate.reference.whitening import Whitening
@@ -43,20 +43,71 @@ def test_gaze_is_the_attention_of_the_layer_itself() -> None:
     with torch.no_grad(), gaze.watching():
         language_loss(model, torch.randn(1, 64, 64), packed)
         prefix = PREFIX_WORDS + 64
-        loss, looked = gaze.loss(owners, packed.about, prefix)
+        loss, looked = gaze.loss(owners, packed, prefix)
     heads = returned[0].shape[1] // 2
     weights = returned[0][0, :heads, prefix:, PREFIX_WORDS:prefix]
     weights = weights / weights.sum(-1, keepdim=True)
-    costs, shares = [], []
-    for token, about in enumerate(packed.about[0]):
-        meant = [owner for owner in about.nonzero().flatten().tolist() if (owners == owner).any()]
-        for head in range(heads if meant else 0):
-            each = [weights[head, token, owners[0] == owner].sum() for owner in meant]
-            costs.append(-torch.stack(each).log().mean())
-            shares.append(torch.stack(each).sum())
-    assert len(costs) > 10
-    assert loss.item() == pytest.approx(torch.stack(costs).mean().item(), rel=1e-4)
-    assert looked == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)
+    means = []
+    for which, wanted in (("gaze at named", packed.named), ("gaze at asked", packed.about)):
+        costs, shares = [], []
+        for token, about in enumerate(wanted[0]):
+            found = [one for one in about.nonzero().flatten().tolist() if (owners == one).any()]
+            for head in range(heads if found else 0):
+                each = [weights[head, token, owners[0] == owner].sum() for owner in found]
+                costs.append(-torch.stack(each).log().mean())
+                shares.append(torch.stack(each).sum())
+        assert len(costs) > 10
+        means.append(torch.stack(costs).mean().item())
+        assert looked[which] == pytest.approx(torch.stack(shares).mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(means) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_names_last_word_means_what_the_name_fits(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    seen = 0
+    for seed in range(20):
+        layout = scene_layout(seed, "validation")
+        if (asked := ask(kind, layout, rng)) is None:
+            continue
+        said = asked.text.split()
+        for place, found in asked.named:
+            # The words before the place name every one of them, and end with a noun or a place.
+            for thing in meant(layout, tuple(one for one in found if one <= len(layout.things))):
+                known = {thing.shape, words.plural(thing.shape), "thing", "things"}
+                assert said[place] in known | {attribute(thing, "region")}
+            seen += 1
+    assert seen > 5 or kind == "number"
+
+
+def test_the_named_tokens_are_those_of_the_text() -> None:
+    """In a packed dialogue too, behind earlier turns."""
+    layout = scene_layout(3, "validation")
+    rng = np.random.default_rng(0)
+    turns = [asked for kind in KINDS if (asked := ask(kind, layout, rng))]
+    packed = pack([[turns]], text_encoder())
+    places = [(found, asked.text.split()[place]) for asked in turns for place, found in asked.named]
+    table = {index: word for word, index in words.vocabulary().items()}
+    got = [
+        (tuple(owner.nonzero().flatten().tolist()), table[int(word)])
+        for word, owner in zip(packed.ids[0], packed.named[0], strict=True)
+        if owner.any()
+    ]
+    assert got == [(tuple(sorted(found)), word) for found, word in places if found]
+
+
+def test_relations_are_said_as_the_picture_shows_them() -> None:
+    rng = np.random.default_rng(6)
+    for seed in range(40):
+        layout = scene_layout(seed, "validation")
+        if told := relate(layout, rng):
+            (_, (one,)), (_, (other,)) = told.named
+            first, second = layout.things[one - 1], layout.things[other - 1]
+            said = set(told.answer.split())
+            assert ("left" in said) == (second.x - first.x >= 16)
+            assert ("right" in said) == (first.x - second.x >= 16)
+            assert ("above" in said) == (second.y - first.y >= 16)
+            assert ("below" in said) == (first.y - second.y >= 16)
 
 
 def meant(layout: Layout, about: tuple[int, ...]) -> list[Thing]:

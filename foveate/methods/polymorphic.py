@@ -1,0 +1,221 @@
+"""Polymorphic: merge what the tower overlooks, then prune in the decoder what the words ignore.
+
+What it does:
+    Before the decoder, tokens of high attention in the vision tower stay and the rest is merged
+    into clusters: K times the budget is left. At three depths of the decoder the tokens that
+    match the question's telling words least are pruned and merged the same way, so that the
+    average over all layers is the budget.
+
+The mapping:
+    Stage 1, on the encoder's output X:
+    (1) of m = K budget rows, m / 6.4 are clusters and the others the tokens of highest attention
+        (5.4 : 1);
+    (2) the rest is clustered by density peaks (Eq. 1-6) and each cluster averaged (Eq. 7).
+    Stage 2, before layers 3, 7, 16 of 32 (3, 7, 13 of 28), V and T visual and text embeddings:
+    (3) M = softmax(V T^T / sqrt(d)) over the text, s_j its mean over V; raters: s_j above the
+        mean (Eq. 9, 10);
+    (4) a_i = mean over raters of M_ij (Eq. 11); the tokens of highest a_i stay (Eq. 12);
+    (5) the others are clustered as in (2). Kept and merged ones together are the count, 5.4 : 1.
+
+Needs:
+    The encoder's output, attention in the vision tower (CLS row; mean received without CLS), and
+    the question. No attention map of the decoder.
+
+Differs from the paper's code:
+    No code is public. What the paper leaves open is a field: V and T are input embeddings
+    (`raters="embeddings"`) or the states entering the layer; the text is the user's question
+    without template tokens; merged tokens count (`merged_counts`), or come on top; each step
+    leaves the same share of what it found; a density has `neighbours` nearest tokens, the token
+    itself among them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be
+    text-guided pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1
+    is stage 1 alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
+
+When it fails:
+    M is made of raw embeddings, which hardly meet across modalities. Attention in the tower
+    decides what is merged, so small things beside the subject blur.
+
+Reference:
+    OpenReview Px0UrEUcFQ (ICLR 2026 submission 17299), Eq. 1-12, section 4.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from foveate import ops
+from foveate.compressor import (
+    Compressor,
+    DecoderMethod,
+    Preset,
+    Reads,
+    Stage,
+    VisualTokens,
+    scaled_layers,
+    solve_schedule,
+)
+from foveate.errors import BudgetError, StageNotAvailable
+from foveate.mapping import Mapping
+
+_PAPER = "OpenReview Px0UrEUcFQ"
+# Retained to merged about 5.4 : 1.
+_MERGED_SHARE = 1 / 6.4
+_DEPTHS = {28: (3, 7, 13)}  # Qwen2-VL-7B; else 3, 7, 16 of 32
+_LAYERS, _OF = (3, 7, 16), 32
+
+
+def consolidate(
+    x: Float[Tensor, "n d"], score: Float[Tensor, " n"], m: int, neighbours: int, merged: int
+) -> Mapping:
+    """Keep the m - merged highest scores and average the others in `merged` clusters (Eq. 1-8)."""
+    n = len(x)
+    if m >= n:
+        return Mapping.identity(n, x.device)
+    order = ops.top(score, n)
+    kept, rest = order[: m - merged], order[m - merged :].sort().values
+    if not merged:
+        return Mapping.select(kept.sort().values, n)
+    centres, member = ops.density_peaks(x[rest], merged, neighbours)
+    owner: Int[Tensor, " n"] = torch.full((n,), -1, device=x.device)
+    owner[kept] = torch.arange(len(kept), device=x.device)
+    owner[rest] = len(kept) + member
+    return Mapping.assign(owner, torch.cat([kept, rest[centres]]))
+
+
+def merged_of(m: int) -> int:
+    """How many of m tokens are merged ones."""
+    return min(m, max(1, round(m * _MERGED_SHARE)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge(Compressor):
+    """Stage 1: attended tokens stay, the rest is merged.
+
+    Attributes:
+        neighbours: nearest tokens that make a density.
+    """
+
+    neighbours: int = 5
+    stage: ClassVar[Stage] = Stage.VISION
+    reads: ClassVar[frozenset[Reads]] = frozenset({Reads.ENCODER, Reads.ATTENTION})
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        if tokens.attention is None or tokens.encoder is None:
+            raise StageNotAvailable("Polymorphic reads the vision tower's attention and output.")
+        m = tokens.n if keep is None else keep
+        return consolidate(
+            tokens.encoder, tokens.attention, m, self.neighbours, merged_of(m)
+        )  # (1) (2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune(DecoderMethod):
+    """Stage 2: tokens that match the question's telling words stay, the rest is merged.
+
+    Attributes:
+        at: layers before which tokens are dropped; None: the paper's, by depth.
+        raters: what V and T are, ``"embeddings"`` or ``"states"``.
+        merged_counts: whether merged tokens are part of the count, or come on top of it.
+        neighbours: nearest tokens that make a density.
+    """
+
+    at: tuple[int, ...] | None = None
+    raters: str = "embeddings"
+    merged_counts: bool = True
+    neighbours: int = 5
+    reads: ClassVar[frozenset[Reads]] = frozenset(
+        {Reads.START, Reads.TEXT, Reads.TEXT_STATES, Reads.QUESTION}
+    )
+
+    def layers_in(self, total: int) -> tuple[int, ...]:
+        """The three layers, or those asked for."""
+        if self.at is not None:
+            return self.at
+        return _DEPTHS.get(total, scaled_layers(_LAYERS, _OF, total))
+
+    def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
+        """The same share of what is left stays at every step."""
+        layers = self.layers_in(total)
+        return solve_schedule(
+            layers, n, keep, total, lambda size: [n * size ** (i + 1) for i in range(len(layers))]
+        )
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        assert tokens.asked is not None and tokens.so_far is not None
+        if self.raters == "embeddings":
+            assert tokens.start is not None and tokens.text is not None
+            visual, text = tokens.start[tokens.so_far.anchors], tokens.text
+        else:
+            assert tokens.text_states is not None
+            visual, text = tokens.features, tokens.text_states
+        question = text[tokens.asked.to(text.device)]
+        chosen, match = ops.raters(visual, question, question.shape[1] ** -0.5)  # (3)
+        score = match[:, chosen].mean(1)  # (4)
+        n = tokens.n
+        m = n if keep is None else keep
+        merged = merged_of(m)
+        if not self.merged_counts:
+            m = min(n, m + merged)
+        return consolidate(tokens.features, score, m, self.neighbours, merged)  # (5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polymorphic(Compressor):
+    """Merge what the tower overlooks, then prune in the decoder what the words ignore.
+
+    Attributes:
+        ratio: K; stage 1 leaves K times the budget.
+        stages: ``"both"``, or ``"merge"`` or ``"prune"`` for one alone.
+        at, raters, merged_counts, neighbours: as in `Prune`.
+    """
+
+    ratio: float = 2.0
+    stages: str = "both"
+    at: tuple[int, ...] | None = None
+    raters: str = "embeddings"
+    merged_counts: bool = True
+    neighbours: int = 5
+    stage: ClassVar[Stage] = Stage.VISION
+    reads: ClassVar[frozenset[Reads]] = Merge.reads | Prune.reads
+    presets: ClassVar[dict[str, Preset]] = {
+        **{
+            f"authors-{budget}": Preset(f"{_PAPER}: LLaVA-1.5, Qwen2-VL; K=2", keep=budget)
+            for budget in (192, 128, 64)
+        },
+        **{
+            f"authors-next-{budget}": Preset(f"{_PAPER}: LLaVA-NeXT; K=2", keep=budget)
+            for budget in (640, 320, 160)
+        },
+    }
+
+    def __post_init__(self) -> None:
+        if self.stages not in ("both", "merge", "prune") or self.ratio < 1:
+            raise BudgetError(
+                f"Polymorphic needs stages 'both', 'merge' or 'prune' and ratio >= 1; got "
+                f"stages={self.stages!r}, ratio={self.ratio}."
+            )
+        if self.raters not in ("embeddings", "states"):
+            raise BudgetError(
+                f"Polymorphic's raters are 'embeddings' or 'states'; got {self.raters!r}."
+            )
+
+    @property
+    def parts(self) -> tuple[Compressor, ...]:
+        """Stage 1 and stage 2, or one of them."""
+        merge = Merge(self.neighbours)
+        prune = Prune(self.at, self.raters, self.merged_counts, self.neighbours)
+        return {"both": (merge, prune), "merge": (merge,), "prune": (prune,)}[self.stages]
+
+    def budgets(self, n: int, keep: int | None, total: int) -> tuple[int | None, ...]:
+        """K times the budget for stage 1, the budget itself for the average after stage 2."""
+        if keep is None or self.stages != "both":
+            return (keep,) * len(self.parts)
+        return min(n, round(self.ratio * keep)), keep
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        """Stage 1, where it is asked by itself."""
+        return self.parts[0](tokens, keep)

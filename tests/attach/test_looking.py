@@ -1,0 +1,242 @@
+"""Attention read between decoder layers is what eager attention computes, whatever the kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import foveate
+from foveate import attention
+from foveate.attention import LayerAttention
+from foveate.compressor import DecoderMethod, Reads, VisualTokens
+from foveate.mapping import Mapping
+from tests.families.models import FAMILIES
+from tests.laws.laws import Case, shared_model
+
+AT = (1, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch(DecoderMethod):
+    """Keeps everything (or every second token) and notes what it may look at."""
+
+    seen: list[tuple[int, VisualTokens]] = dataclasses.field(default_factory=list, compare=False)
+    drop: bool = False
+    reads: ClassVar[frozenset[Reads]] = frozenset(
+        {Reads.BEFORE, Reads.AHEAD, Reads.START, Reads.TEXT, Reads.TEXT_STATES, Reads.NORMED}
+    )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return AT
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        assert tokens.layer is not None
+        self.seen.append((tokens.layer, tokens))
+        step = 2 if self.drop else 1
+        return Mapping.select(torch.arange(0, tokens.n, step), tokens.n)
+
+
+def eager_maps(case: Case, row: Any) -> list[Tensor]:
+    """(h, s, s) attention of every decoder layer for one prompt, by the stock eager model."""
+    model = shared_model(case.name, "eager", case.dtype)
+    maps = []
+    layers = foveate.adapters.adapter_for(model).decoder_layers
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda m, a, out: maps.append(out[1][0]))
+        for layer in layers
+    ]
+    model(**case.alone(row))
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+def watched(case: Case, method: Watch) -> list[tuple[int, int, VisualTokens]]:
+    """(row, layer, what was seen), one picture a row."""
+    batch, model = case.batch(), case.model()
+    with foveate.attach(model, method, _force=True):
+        model(**batch.inputs)
+    rows = len(batch.rows)
+    return [(i % rows, layer, tokens) for i, (layer, tokens) in enumerate(method.seen)]
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_rows_and_sums_equal_eager_attention(name: str, padding: str) -> None:
+    case = Case(name, dtype=torch.float32, padding=padding)
+    batch, method = case.batch(), Watch()
+    found = watched(case, method)
+    assert len(found) == len(AT) * len(batch.rows)
+    for row, layer, tokens in found:
+        maps = eager_maps(case, batch.rows[row])
+        first = int(batch.inputs["attention_mask"][row].argmax())
+        (slots,) = (s - first for s in batch.slots[row])
+        text = torch.arange(int(slots.max()) + 1, len(batch.rows[row].ids))
+        if not len(text):  # the picture stands last: all text before it
+            text = torch.tensor([i for i in range(len(batch.rows[row].ids)) if i not in slots])
+        assert tokens.before is not None and tokens.ahead is not None
+        for seen, truth in ((tokens.before, maps[layer - 1]), (tokens.ahead, maps[layer])):
+            check_against(seen, truth.float(), slots, text)
+
+
+def check_against(seen: LayerAttention, truth: Tensor, slots: Tensor, text: Tensor) -> None:
+    last = truth[:, -1:][..., slots]
+    rows = seen.rows(torch.tensor([seen.last]))
+    torch.testing.assert_close(rows, last, atol=2e-5, rtol=1e-4)
+    columns = truth[..., slots]
+    for heads, over in (("mean", columns.mean(0)), ("max", columns.amax(0))):
+        for which, where in ((seen.text, text), (seen.visual, slots)):
+            got = seen.received(which, heads)
+            torch.testing.assert_close(got, over[where].sum(0), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        seen.received(seen.everyone), columns.mean(0).sum(0), atol=2e-4, rtol=1e-3
+    )
+
+
+def test_many_rows_are_done_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    seen = LayerAttention(
+        q=torch.randn(4, 10, 8),
+        k=torch.randn(2, 13, 8),
+        scale=0.3,
+        offset=3,
+        mask=None,
+        visual=torch.arange(1, 6),
+        text=torch.arange(6, 10),
+        question=torch.arange(6, 8),
+        everyone=torch.arange(10),
+        last=9,
+    )
+    whole = seen.received(seen.everyone)
+    monkeypatch.setattr(attention, "BLOCK", 4 * 13 * 3)  # three rows at a time
+    blocks = list(seen.blocks(seen.everyone))
+    assert [block.shape[1] for block in blocks] == [3, 3, 3, 1]
+    torch.testing.assert_close(seen.received(seen.everyone), whole)
+    # By hand: query 2 sees keys 0..5, its head 3 reads key head 1; slot 5 (key 8) is not seen yet.
+    logits = seen.q[3, 2] @ seen.k[1, :6].T * 0.3
+    by_hand = logits.softmax(-1)[torch.tensor([4, 5])]
+    row = seen.rows(torch.tensor([2]))[3, 0]
+    torch.testing.assert_close(row[:2], by_hand)
+    assert row[2:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("attn", ["eager", "stand-in"])
+@torch.no_grad()
+def test_any_kernel_shows_the_same(attn: str) -> None:
+    """Eager, and a registered backend that returns no maps, as flash kernels do."""
+    case = Case("llava", dtype=torch.float32)
+    first = Watch()
+    watched(case, first)
+    second = Watch()
+    if attn == "eager":
+        watched(dataclasses.replace(case, attn="eager"), second)
+    else:
+        calls = []
+
+        def stand_in(module: Any, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
+            assert module.config._attn_implementation == "stand-in"  # its own name, as kernels ask
+            calls.append(module)
+            visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
+            if mask is not None:
+                assert mask.ndim == 2  # what flash kernels are given
+                visible = visible & mask[:, None, None, :].bool()
+                visible = visible | torch.eye(q.shape[2], dtype=torch.bool)  # padding sees itself
+            out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, visible, **kwargs)
+            return out, None
+
+        ALL_ATTENTION_FUNCTIONS["stand-in"] = stand_in
+        AttentionMaskInterface.register("stand-in", flash_attention_mask)
+        model = FAMILIES["llava"].build("sdpa", torch.float32)
+        for module in model.model.language_model.modules():
+            if hasattr(module, "config"):
+                module.config._attn_implementation = "stand-in"
+        try:
+            with foveate.attach(model, second, _force=True):
+                model(**case.batch().inputs)
+        finally:
+            del ALL_ATTENTION_FUNCTIONS["stand-in"]
+            del AttentionMaskInterface._global_mapping["stand-in"]
+        # Each of the four layers attends once: looking costs no second pass.
+        assert len(calls) == 4 == len(set(calls))
+    for (_, one), (_, other) in zip(first.seen, second.seen, strict=True):
+        assert one.before is not None and other.before is not None
+        last = torch.tensor([one.before.last])
+        torch.testing.assert_close(one.before.rows(last), other.before.rows(last))
+        assert one.ahead is not None and other.ahead is not None
+        torch.testing.assert_close(one.ahead.rows(last), other.ahead.rows(last))
+
+
+@torch.no_grad()
+def test_a_second_turn_with_a_picture_sees_the_cache() -> None:
+    """Keys of the first turn take their share; both ways of looking count them."""
+    case = Case("llava", dtype=torch.float32, images=(1,))
+    model, batch = case.model(), case.batch()
+    first, again = Watch(), Watch()
+    one = {**batch.inputs}
+    ids = one["input_ids"]
+    with foveate.attach(model, first, _force=True):
+        out = model(**one, use_cache=True)
+        both = {**one, "attention_mask": torch.ones(1, 2 * ids.shape[1], dtype=torch.long)}
+        model(**both, past_key_values=out.past_key_values, use_cache=True)
+    twice = {
+        **one,
+        "input_ids": torch.cat([ids, ids], 1),
+        "attention_mask": torch.ones(1, 2 * ids.shape[1], dtype=torch.long),
+        "pixel_values": torch.cat([one["pixel_values"], one["pixel_values"]]),
+    }
+    with foveate.attach(model, again, _force=True):
+        model(**twice)
+    seconds = [tokens for _, tokens in again.seen[1::2]]
+    for (_, tokens), truth in zip(first.seen[2:], seconds, strict=True):
+        for name in ("before", "ahead"):
+            got, want = getattr(tokens, name), getattr(truth, name)
+            a, b = torch.tensor([got.last]), torch.tensor([want.last])
+            torch.testing.assert_close(got.rows(a), want.rows(b), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_was_dropped_before_is_not_seen() -> None:
+    """Layer 3 looks at what layer 1 left: its rows sum to one over the kept keys only."""
+    case = Case("llava_next", dtype=torch.float32, images=(2, 1))
+    method, batch = Watch(drop=True), case.batch()
+    with foveate.attach(case.model(), method, _force=True):
+        case.model()(**batch.inputs)
+    third = [tokens for layer, tokens in method.seen if layer == 3]
+    first = [tokens for layer, tokens in method.seen if layer == 1]
+    for before, after in zip(first, third, strict=True):
+        assert after.n == (before.n + 1) // 2
+        assert after.before is not None and after.so_far is not None
+        assert after.total == before.n and after.so_far.anchors.tolist() == list(
+            range(0, before.n, 2)
+        )
+        assert len(after.before.everyone) < len(before.before.everyone)  # type: ignore[union-attr]
+        assert after.start is not None and len(after.start) == before.n
+
+
+@torch.no_grad()
+def test_texts_and_states_are_the_models_own() -> None:
+    case = Case("llava", dtype=torch.float32, images=(1,))
+    model, batch = case.model(), case.batch()
+    states = model(**batch.inputs, output_hidden_states=True).hidden_states
+    method = Watch()
+    with foveate.attach(model, method, _force=True):
+        model(**batch.inputs)
+    (slots,) = batch.slots[0]
+    text = torch.arange(int(slots.max()) + 1, batch.inputs["input_ids"].shape[1])
+    for layer, tokens in method.seen:
+        torch.testing.assert_close(tokens.features, states[layer][0, slots])
+        torch.testing.assert_close(tokens.text_states, states[layer][0, text])
+        torch.testing.assert_close(tokens.start, states[0][0, slots])
+        torch.testing.assert_close(tokens.text, states[0][0, text])
+        norm = model.model.language_model.norm
+        torch.testing.assert_close(tokens.normed, norm(states[layer][0, slots]))
+        torch.testing.assert_close(tokens.text_normed, norm(states[layer][0, text]))
+        assert bool(tokens.asked.all())  # type: ignore[union-attr]
