@@ -71,8 +71,8 @@ class TilesRecipe(Recipe):
     vision_steps: int = 2_400
     vision_batch: int = 8
     vision_tiles: int = 4
-    vision_clips: int = 6
-    vision_frames: int = 4
+    vision_clips: int = 4
+    vision_frames: int = 6
     language_steps: int = 4_500
     language_batch: int = 12
     language_tokens: int = 4_000
