@@ -194,22 +194,25 @@ LOW_TILED = tuple(Tiled(canvas, grid) for canvas in CANVASES for grid in LOW_VIE
 LOW_CLIPS = tuple(Frames(count, grid) for count in FRAMES for grid in LOW_VIEW_GRIDS)
 
 
-def step_form(rng: np.random.Generator, clip_share: float, low_share: float) -> Form:
+def step_form(
+    rng: np.random.Generator, clip_share: float, low_share: float, small_share: float = 0.0
+) -> Form:
     """The form of one step: clips or tiled scenes, now and then with fewer tokens.
 
     Args:
         rng: the step's random numbers.
         clip_share: how often it is a clip.
         low_share: how often views are resized or, for scenes, only the overview is shown.
+        small_share: how often, otherwise, it is the smallest scene or the shortest clip.
     """
-    clips, low = rng.random() < clip_share, rng.random() < low_share
+    clips, low, small = (rng.random() < share for share in (clip_share, low_share, small_share))
     forms: tuple[Form, ...]
-    if clips:
-        forms = LOW_CLIPS if low else CLIPS
-    elif low:
-        forms = OVERVIEWS if rng.random() < 0.5 else LOW_TILED
+    if low:
+        whole = OVERVIEWS if rng.random() < 0.5 else LOW_TILED
+        forms = LOW_CLIPS if clips else whole
     else:
-        forms = TILED
+        forms = CLIPS if clips else TILED
+        forms = forms[:1] if small else forms
     return forms[rng.integers(len(forms))]
 
 

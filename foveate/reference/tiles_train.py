@@ -62,6 +62,9 @@ class TilesRecipe(Recipe):
         language_batch: the most pictures a step of stage 2.
         language_tokens: about how many tokens, text included, such a step holds.
         clip_share: how often a step of stage 2 shows clips.
+        small_first: how often, in the first part of stage 2, it shows the smallest scenes or the
+            shortest clips: looking up is learned sooner among fewer tokens. Objects in resized
+            views are too small for that, so `low_first` is no larger than `low_share` here.
         low_share, low_first: as in `Recipe`; views are resized, or only an overview is shown.
     """
 
@@ -69,12 +72,14 @@ class TilesRecipe(Recipe):
     vision_steps: int = 2_400
     vision_batch: int = 8
     vision_tiles: int = 4
-    vision_clips: int = 6
-    vision_frames: int = 4
+    vision_clips: int = 4
+    vision_frames: int = 6
     language_steps: int = 4_500
     language_batch: int = 12
     language_tokens: int = 4_000
     clip_share: float = 0.45
+    small_first: float = 0.7
+    low_first: float = 0.15
 
 
 # For a GPU, as `recipe.GPU`.
@@ -170,7 +175,8 @@ class TilesTrainer(Trainer):
 
     def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
         recipe = self.recipe
-        form = step_form(rng, recipe.clip_share, low_share)
+        early = self.step < recipe.low_until * recipe.language_steps
+        form = step_form(rng, recipe.clip_share, low_share, recipe.small_first if early else 0.0)
         tokens = form.tokens + recipe.dialogues * _DIALOGUE_TOKENS
         count = max(1, min(recipe.language_batch, recipe.language_tokens // tokens))
         drawn = self._drawn(form, count)

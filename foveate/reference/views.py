@@ -84,12 +84,9 @@ class Views:
         """What CLS must say: "present" float[v, PRESENT], "tens" and "ones" int64[v] or -100."""
         seen = self.shown >= _SEEN
         present = torch.zeros(len(self), PRESENT)
-        pairs = self.tables[..., _COLOUR] * len(words.SHAPES) + self.tables[..., _SHAPE]
-        letters = self.tables[..., _LETTER] + PRESENT - len(words.LETTERS)
-        for which, known in (
-            (pairs, self.tables[..., _COLOUR]),
-            (letters, self.tables[..., _LETTER]),
-        ):
+        colour, shape, letter = (self.tables[..., each] for each in (_COLOUR, _SHAPE, _LETTER))
+        pairs, letters = colour * len(words.SHAPES) + shape, letter + PRESENT - len(words.LETTERS)
+        for known, which in ((colour, pairs), (letter, letters)):
             view, owner = (seen & (known >= 0)).nonzero(as_tuple=True)
             present[view, which[view, owner]] = 1
         found = {"present": present}

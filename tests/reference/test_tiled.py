@@ -321,5 +321,7 @@ def test_a_steps_form_follows_its_shares() -> None:
     assert {step_form(rng, 0.0, 0.0) for _ in range(60)} == set(TILED)
     assert {step_form(rng, 0.0, 1.0) for _ in range(200)} == {*OVERVIEWS, *LOW_TILED}
     assert {step_form(rng, 1.0, 1.0) for _ in range(200)} == set(LOW_CLIPS)
+    small = {step_form(rng, 0.5, 0.0, 1.0) for _ in range(40)}
+    assert small == {TILED[0], CLIPS[0]}
     mixed = [step_form(rng, 0.45, 0.15) for _ in range(400)]
     assert 0.35 < sum(isinstance(form, Frames) for form in mixed) / len(mixed) < 0.55
