@@ -97,11 +97,14 @@ def save(image: Image.Image, path: str | Path) -> Path:
 def sheet(
     pictures: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 4
 ) -> Image.Image:
-    """Pictures side by side, each under its label; one label for several stands above them all."""
+    """Pictures side by side, each under its label; one label for several stands above them all.
+
+    Labels may have several lines.
+    """
     columns = min(columns, len(pictures))
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     each = len(labels) == len(pictures)
-    bar = _BAR if labels else 0
+    bar = _BAR * max((label.count("\n") + 1 for label in labels), default=0)
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(columns)]
     heights = [max(one.height for one in row) + (bar if each else 0) for row in rows]
     above = 0 if each else bar
