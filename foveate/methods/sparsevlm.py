@@ -100,7 +100,8 @@ class SparseVLM(DecoderMethod):
         order = ops.top(score, n)
         if clusters == 0:
             return Mapping.select(order[:k].sort().values, n)
-        candidates = order[k : k + _candidates(n - k)]  # (3)
+        # (3) in slot order, so that ties in density go to the lower slot, not to the better score
+        candidates = order[k : k + _candidates(n - k)].sort().values
         centres, member = ops.density_peaks(tokens.features[candidates], clusters, clusters)
         owner = torch.full((n,), -1, device=order.device)
         owner[order[:k]] = torch.arange(k, device=order.device)
