@@ -108,13 +108,28 @@ def test_features_play_no_part() -> None:
         ("authors-k3-r50", 3, 288),
         ("authors-k3-r75", 3, 144),
         ("metacompress-50", 1, 288),
+        ("metacompress-70", 1, 173),  # 172.8
         ("metacompress-90", 1, 58),  # 57.6
-        ("explainability-2", 2, 288),
-        ("explainability-4", 4, 288),
+        ("explainability-2", 1, 288),
+        ("explainability-4", 3, 288),
     ],
 )
 def test_presets(name: str, layer: int, count: int) -> None:
     assert preset_steps(FastV, name) == [(layer, count)]
+
+
+@pytest.mark.parametrize(("name", "tera"), [("explainability-2", 3.5), ("explainability-4", 4.2)])
+def test_layers_of_the_explainability_paper_are_those_of_its_flops(name: str, tera: float) -> None:
+    """Table 9, LLaVA-OneVision, a quarter kept: 4 n d^2 + 2 n^2 d + 3 n d m a layer (Eq. 4)."""
+
+    def flops(n: float) -> float:
+        d, m = 3584, 18944
+        return 4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m
+
+    layer = FastV.presets[name].fields["layer"]
+    assert round(28 * flops(1728) / 1e12, 1) == 12.9
+    ran = layer * flops(1728) + (28 - layer) * flops(1728 / 4)
+    assert round(ran / 1e12, 1) == tera
 
 
 @pytest.mark.parametrize(
