@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from foveate.compressor import VisualTokens
+from foveate.errors import BudgetError
 from foveate.methods.dart import DART
 from tests.methods.given import average, look, preset_steps, rows, tokens
 
@@ -128,3 +129,18 @@ def test_presets(name: str, n: int, count: int, ran: float | None) -> None:
 def test_by_default_four_and_four_at_layer_two() -> None:
     assert (DART().layer, DART().visual_pivots, DART().text_pivots) == (2, 4, 4)
     assert DART(layer=3).layers == DART(layer=3).layers_in(32) == (3,)
+
+
+def test_visual_or_text_pivots_alone() -> None:
+    # v5 (170 degrees) is the least like v0; by text 8 (180) alone v0 and v1 are.
+    assert kept(2, text_pivots=0) == [0, 5]
+    assert kept(2, visual_pivots=0) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"layer": 0}, {"visual_pivots": -1}, {"text_pivots": -1}, {"visual_pivots": 0, "text_pivots": 0}],
+)
+def test_other_fields_are_refused(fields: dict[str, int]) -> None:
+    with pytest.raises(BudgetError, match="DART needs layer >= 1 and at least one pivot"):
+        DART(**fields)
