@@ -17,8 +17,8 @@ Needs:
 Differs from the paper's code:
     Tokens leave before the next layer; there they leave between attention and MLP of layer l. What
     stays computes the same, and the average counts tokens entering a layer, as there. The rule for
-    choosing is the released one (a product of ranks' values); the paper describes the one that the
-    fitting uses (an intersection). A quota of the last layer changes nothing and is dropped.
+    choosing is the released one (a product); the paper describes the one that the fitting uses (an
+    intersection). A quota of the last layer changes nothing and is dropped.
 
 When it fails:
     Its score reads whole columns of attention in most layers, which costs more than it saves on
