@@ -72,6 +72,8 @@ class Live:
     last: int = 0  # position of its row's last token
     # Decoder layer -> tokens to leave there; None where the method's own fields decide.
     steps: dict[int, int | None] = dataclasses.field(default_factory=dict)
+    # Embeddings of its rows that replace those of their anchors before layer 0; None: none do.
+    entered: Tensor | None = None
 
     @classmethod
     def all_of(cls, placed: Placed) -> Live:
@@ -131,7 +133,7 @@ class Pass:
         seen: what was read of the decoder layer that ran last, for methods that look at it.
         decided, alive: decoder layer -> what was decided there, and where each picture's tokens
             lived before it; a checkpoint's recomputation applies them again.
-        embeds: the input embeddings, for methods that read them later on.
+        embeds: the input embeddings, without merged tokens, for methods that read them later on.
         deepstack, deep_index: visual features that the first layers add, and (b, s) which of
             their rows belongs to each sequence position, -1 for none.
         prompt: the token ids, None for a pass without pictures.
