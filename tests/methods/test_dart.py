@@ -132,7 +132,6 @@ def test_by_default_four_and_four_at_layer_two() -> None:
     assert (DART().visual_pivots, DART().text_pivots) == (4, 4)
     assert DART().layers_in(32) == (2,)
     assert DART(layer=5).layers_in(32) == (5,)
-    assert DART(layer=3).layers == DART(layer=3).layers_in(32) == (3,)
 
 
 def test_visual_or_text_pivots_alone() -> None:
