@@ -27,10 +27,10 @@ _SHARE_OF_HEADS = 2  # half of them
 _NEAR = 0.1
 
 
-def place_head(width: int) -> nn.Linear:
-    """Reads a place off a state, thrown away after training; starts at the picture's middle."""
+def place_head(width: int, numbers: int = 2) -> nn.Linear:
+    """Reads places off a state, thrown away after training; starts at the picture's middle."""
     # Without drawing random numbers: nothing else shall depend on whether there is a head.
-    head = nn.utils.skip_init(nn.Linear, width, 2)
+    head = nn.utils.skip_init(nn.Linear, width, numbers)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
@@ -99,8 +99,8 @@ class Gaze:
 
         Args:
             head: as `place_head` makes it.
-            places: float[b, owners, 2] of each owner, -1 to 1 from the left and from the top; NaN
-                where it has none.
+            places: float[b, owners, numbers] of each owner, -1 to 1, as from the left and from the
+                top; NaN where it has none.
             packed: the dialogues; names that mean one owner count.
             prefix: tokens before the text.
 
@@ -112,9 +112,9 @@ class Gaze:
         owner = packed.named.long().argmax(-1)
         wanted = places[one.nonzero()[:, 0], owner[one]]
         states = self._left[:, prefix:][one]
-        known = wanted.isfinite().all(-1)
+        known = wanted.isfinite()
         # The scale of a state says nothing about a place.
-        told = head(F.layer_norm(states[known], states.shape[-1:]))
+        told = head(F.layer_norm(states, states.shape[-1:]))[known]
         if not len(told):
             return told.sum(), {}
         loss = F.smooth_l1_loss(told, wanted[known], beta=_NEAR)

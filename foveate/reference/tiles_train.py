@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from foveate.reference.alignment import patch_targets
+from foveate.reference.clips import Script
 from foveate.reference.data import pixel_values
 from foveate.reference.forms import (
     CLIPS,
@@ -101,6 +102,7 @@ class TilesTrainer(Trainer):
     """The run that makes `reference-tiles`. Arguments as for every `Trainer`."""
 
     recipe: TilesRecipe
+    place_numbers = 6
 
     def _build(self) -> LlavaOnevisionForConditionalGeneration:
         recipe = self.recipe
@@ -185,7 +187,7 @@ class TilesTrainer(Trainer):
             visual=self.visual(form, drawn),
             packed=pack(turns, text_encoder()),
             owners=lambda: form.owners([each.views for each in drawn]),
-            places=lambda: torch.stack([_places(each) for each in drawn]),
+            places=lambda: torch.stack([places_of(each) for each in drawn]),
         )
 
     def _validation(self) -> Validate:
@@ -213,13 +215,24 @@ class TilesTrainer(Trainer):
         return found
 
 
-def _places(drawn: Drawn) -> Tensor:
-    """Where each owner is in a scene: float[owners, 2]; what moves in a clip has no one place."""
-    first = drawn.views[:1]
-    there = (first.shown[0] > 0) & torch.tensor(isinstance(drawn.subject, Layout))
-    places = first.centres[0] * 2 / TILE - 1
-    places[0] = torch.nan
-    return places.masked_fill(~there[:, None], torch.nan)
+def places_of(drawn: Drawn) -> Tensor:
+    """Where each owner is first, where last, and from when to when: float[owners, 6].
+
+    Pixels and parts of the clip, both as -1 to 1: x, y, x, y, start, end. A scene has the first
+    place alone.
+    """
+    places = torch.full((len(drawn.views.shown[0]), 6), torch.nan)
+    views = drawn.views[:1] if isinstance(drawn.subject, Layout) else drawn.views
+    for owner in range(1, len(places)):
+        when = (views.shown[:, owner] > 0).nonzero().flatten()
+        if not len(when):
+            continue
+        first, last = int(when[0]), int(when[-1])
+        places[owner, :2] = views.centres[first, owner] * 2 / TILE - 1
+        if isinstance(drawn.subject, Script):
+            places[owner, 2:4] = views.centres[last, owner] * 2 / TILE - 1
+            places[owner, 4:] = torch.tensor([first, last + 1]) * 2 / len(views) - 1
+    return places
 
 
 def train_tiles(

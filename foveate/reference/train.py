@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ class Shown:
         visual: float[b, n, width] the visual tokens as the decoder receives them.
         packed: the dialogues about them.
         owners: gives int64[b, n], the owner of each token; 0 is background.
-        places: gives float[b, owners, 2], where each owner is, -1 to 1; NaN where it has no place.
+        places: gives float[b, owners, numbers], where each owner is, -1 to 1; NaN where it has no
+            place.
     """
 
     visual: Tensor
@@ -79,6 +80,9 @@ class Trainer(abc.ABC):
         tell: what is done with its progress.
     """
 
+    # How many numbers tell the place of what is named.
+    place_numbers: ClassVar[int] = 2
+
     def __init__(
         self,
         folder: Path,
@@ -94,7 +98,7 @@ class Trainer(abc.ABC):
         torch.manual_seed(seed)
         self.model = self._build()
         self.heads = Heads(recipe.vision_width)
-        self.place = place_head(recipe.width)
+        self.place = place_head(recipe.width, self.place_numbers)
         self.whitening: Whitening | None = None
         self.optimiser = self._optimiser()
         if self.checkpoint.exists():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from foveate.errors import InputError
+from foveate.reference.clips import clip
 from foveate.reference.forms import CLIPS, TILED, Form, Tiled
 from foveate.reference.language_stage import packed_loss
 from foveate.reference.onevision import load_tiles_processor
@@ -23,7 +24,7 @@ from foveate.reference.tiles_measure import (
     resized_hits,
     tiled_hits,
 )
-from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, train_tiles
+from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, places_of, train_tiles
 from foveate.reference.views import scene_views
 
 TINY = TilesRecipe(
@@ -94,6 +95,31 @@ def test_everything_learns_that_should(whole: Path) -> None:
     assert {id(parameter) for parameter in others} < learning
 
 
+def test_places_tell_where_and_when() -> None:
+    """Against the layout and the script: a scene's owners have one place and no time."""
+    drawn = tiled_scene(4, "train", canvas=(192, 128))
+    told = places_of(TILED[1].draw(4, "train"))
+    for owner, thing in enumerate(drawn.things, start=1):
+        wanted = torch.tensor([thing.x / 96 - 1, thing.y / 64 - 1])
+        assert torch.allclose(told[owner, :2], wanted, atol=1e-5)
+    assert told[:, 2:].isnan().all()
+    assert told[0].isnan().all()
+    for seed in range(5):
+        shown = clip(seed, "train", frames=8)
+        told = places_of(CLIPS[0].draw(seed, "train"))
+        assert told[1 + len(shown.actors) :].isnan().all()
+        for owner, actor in enumerate(shown.actors, start=1):
+            x0, y0, x1, y1, start, end = told[owner].tolist()
+            way = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0}
+            if actor.move == "nowhere":
+                assert (x0, y0) == (x1, y1)
+            else:
+                assert way[actor.move] > 0.3
+            # Frames are an eighth of the clip: its first lies within one step of appearing.
+            assert 0 <= (start + 1) / 2 - actor.appears + 1 / 16 <= 1 / 8
+            assert 0 <= (end + 1) / 2 - actor.leaves + 1 / 16 <= 1 / 8
+
+
 def test_exported_model_is_the_trained_one(whole: Path, loaded: tuple[Any, Any]) -> None:
     """The whitening is folded in, and half precision changes little."""
     model, processor = loaded
@@ -152,7 +178,6 @@ def test_a_form_of_full_size_is_what_the_processor_gives(loaded: tuple[Any, Any]
 def test_measured_clips_are_asked_as_the_processor_asks(loaded: tuple[Any, Any]) -> None:
     """Ids and pixels made without torchvision, against the processor's own."""
     from foveate.reference.clip_questions import clip_dialogue
-    from foveate.reference.clips import clip
     from foveate.reference.measure import answers_right, messages
 
     model, processor = loaded
