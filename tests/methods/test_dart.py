@@ -15,9 +15,9 @@ from tests.methods.given import average, look, preset_steps, rows, tokens
 
 def at_degrees(*angles: float, length: tuple[float, ...] | None = None) -> torch.Tensor:
     """Directions in the plane."""
-    scale = length or (1.0,) * len(angles)
-    pairs = zip(angles, scale, strict=True)
-    return rows(*([r * math.cos(a * math.pi / 180), r * math.sin(a * math.pi / 180)] for a, r in pairs))
+    turn = torch.tensor(angles) * math.pi / 180
+    lengths = torch.tensor(length or (1.0,) * len(angles))
+    return torch.stack([turn.cos(), turn.sin()], 1) * lengths[:, None]
 
 
 # 0: system, 1..6: picture, 7..9: text. Two key heads of two dimensions, side by side:
@@ -139,7 +139,12 @@ def test_visual_or_text_pivots_alone() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"layer": 0}, {"visual_pivots": -1}, {"text_pivots": -1}, {"visual_pivots": 0, "text_pivots": 0}],
+    [
+        {"layer": 0},
+        {"visual_pivots": -1},
+        {"text_pivots": -1},
+        {"visual_pivots": 0, "text_pivots": 0},
+    ],
 )
 def test_other_fields_are_refused(fields: dict[str, int]) -> None:
     with pytest.raises(BudgetError, match="DART needs layer >= 1 and at least one pivot"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
-from foveate.compressor import VisualTokens
+from foveate.compressor import Step, VisualTokens
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.mustdrop import MustDrop
 from tests.methods.given import average, look, tokens
@@ -114,13 +115,12 @@ def test_presets_are_the_published_thresholds(name: str, together: float, single
     method = MustDrop(**MustDrop.presets[name].fields)
     assert (method.together, method.single, method.key_share) == (together, single, 0.08)
     assert method.states_budget
-    steps = method.steps(576, None, 32)
-    assert [(step.layer, step.keep) for step in steps] == [(3, None), (7, None), (11, None), (15, None)]
+    assert method.steps(576, None, 32) == tuple(Step(layer, None) for layer in (3, 7, 11, 15))
 
 
 def test_an_average_drops_the_same_share_at_every_step() -> None:
     counts = [576, *(step.keep for step in MustDrop().steps(576, 192, 32))]
-    shares = [after / before for before, after in zip(counts, counts[1:], strict=False)]
+    shares = [after / before for before, after in itertools.pairwise(counts)]
     assert max(shares) - min(shares) < 0.02
     assert average(MustDrop().steps(576, 192, 32), 576, 32) == pytest.approx(192, abs=0.5)
 

@@ -20,7 +20,9 @@ def test_nothing_is_left(n: int, keep: int | None) -> None:
     assert found.in_raster_order().m == 0
 
 
-@pytest.mark.parametrize(("name", "layer", "ran"), [("authors-15", 15, 270), ("authors-16", 16, 288)])
+@pytest.mark.parametrize(
+    ("name", "layer", "ran"), [("authors-15", 15, 270), ("authors-16", 16, 288)]
+)
 def test_presets(name: str, layer: int, ran: float) -> None:
     """576 K / 32 of the algorithm card."""
     assert preset_steps(VTW, name) == [(layer, 0)]
