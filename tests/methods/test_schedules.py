@@ -159,6 +159,8 @@ def test_solved_by_hand() -> None:
         return [400 * size, 200 * size, 100 * size]
 
     assert solve_schedule((2, 4, 8), 100, 40, 10, shape) == (45, 22, 11)
+    # 18 s = 210: 46.7, 23.3, 11.7, and of 4 to spare the longest stretch takes all.
+    assert solve_schedule((2, 4, 8), 100, 41, 10, shape) == (46, 24, 11)
 
 
 def test_a_long_stretch_waits_for_what_holds_it_back() -> None:
@@ -174,7 +176,7 @@ def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int, int, list[floa
     n = draw(st.integers(1, 3000))
     lowest = math.ceil((layers[0] * n + total - layers[0]) / total)
     keep = draw(st.integers(min(lowest, n), n))
-    powers = draw(st.lists(st.floats(0.1, 4), min_size=len(layers), max_size=len(layers)))
+    powers = draw(st.lists(st.floats(0.5, 4), min_size=len(layers), max_size=len(layers)))
     return layers, n, keep, total, powers
 
 
@@ -238,9 +240,15 @@ def test_a_schedule_holds_counts_and_shares(count: float) -> None:
 def test_layers_ascend(at: tuple[int, ...]) -> None:
     method: DecoderMethod
     for method in (PyramidDrop(at=at), PyramidDrop(at=at, schedule=(0.5,) * len(at))):
-        with pytest.raises(BudgetError, match="ascending") as caught:
+        with pytest.raises(BudgetError, match="ascending, from 0 on") as caught:
             method.steps(100, 50, 32)
         assert str(at) in str(caught.value)
+
+
+def test_what_looks_at_the_layer_before_drops_from_layer_one_on() -> None:
+    with pytest.raises(BudgetError, match="ascending, from 1 on"):
+        SparseVLM(at=(0, 2)).steps(100, 50, 32)
+    assert [step.layer for step in PyramidDrop(at=(0, 2)).steps(100, 50, 32)] == [0, 2]
 
 
 def test_by_default_nothing_is_stated() -> None:
