@@ -27,7 +27,7 @@ from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.vtw import VTW
 from tests.methods.given import average
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=10, deadline=None)
 SOLVED: dict[str, Compressor] = {
     name: catalog.make(name)
     for name in catalog.names()
@@ -98,7 +98,7 @@ def test_keeping_all_changes_nothing(name: str, total: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVED)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(depths, st.integers(2, 700), st.data())
 def test_a_larger_average_keeps_no_less(name: str, total: int, n: int, data: st.DataObject) -> None:
     """Nowhere more than a token less, which rounding may cost."""
@@ -180,7 +180,7 @@ def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int, int, list[floa
     return layers, n, keep, total, powers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problems())
 def test_any_shape_is_solved(problem: tuple[tuple[int, ...], int, int, int, list[float]]) -> None:
     """Shapes that fall, rise or stay: counts never grow, and the average is met."""
