@@ -341,9 +341,11 @@ class DecoderMethod(Compressor):
     def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
         """The schedule, or the one that meets the average `keep`."""
         layers = self.layers_in(total)
-        if not layers or any(a >= b for a, b in itertools.pairwise((-1, *layers))):
+        first = int(Reads.BEFORE in self.reads)
+        if not layers or any(a >= b for a, b in itertools.pairwise((first - 1, *layers))):
             raise BudgetError(
-                f"{type(self).__name__} drops at layers {layers}.\nGive at least one, ascending."
+                f"{type(self).__name__} drops at layers {layers}.\n"
+                f"Give at least one, ascending, from {first} on."
             )
         if self.schedule is None:
             return super().steps(n, keep, total)

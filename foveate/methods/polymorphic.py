@@ -25,11 +25,12 @@ Needs:
 Differs from the paper's code:
     No code is public. What the paper leaves open is a field: V and T are input embeddings
     (`raters="embeddings"`) or the states entering the layer; the text is the user's question
-    without template tokens; merged tokens count (`merged_counts`), or come on top; each step
-    leaves the same share of what it found; a density has `neighbours` nearest tokens, the token
-    itself among them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be
-    text-guided pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1
-    is stage 1 alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
+    without template tokens; merged tokens count (`merged_counts`), or come on top of the budget;
+    each step leaves the same share of what it found; a token merged between layers keeps its
+    centre's embedding as V; a density has `neighbours` nearest tokens, the token itself among
+    them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be text-guided
+    pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1 is stage 1
+    alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
 
 When it fails:
     M is made of raw embeddings, which hardly meet across modalities. Attention in the tower

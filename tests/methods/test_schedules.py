@@ -27,7 +27,7 @@ from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.vtw import VTW
 from tests.methods.given import average
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=10, deadline=None)
 SOLVED: dict[str, Compressor] = {
     name: catalog.make(name)
     for name in catalog.names()
@@ -81,9 +81,8 @@ def test_a_lower_one_is_refused_with_the_lowest(
     keep = data.draw(st.integers(1, lowest - 1))
     with pytest.raises(BudgetError, match=rf"keep={keep} cannot be reached") as caught:
         method.steps(n, keep, total)
-    found = re.search(
-        r"lowest average with a first drop at layer (\d+) is (\d+)", str(caught.value)
-    )
+    said = r"lowest average with a first drop at layer (\d+) is (\d+)"
+    found = re.search(said, str(caught.value))
     assert found is not None
     assert (int(found[1]), int(found[2])) == (method.layers_in(total)[0], lowest)
     assert average(method.steps(n, lowest, total), n, total) == pytest.approx(lowest, abs=0.5)
@@ -99,16 +98,12 @@ def test_keeping_all_changes_nothing(name: str, total: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVED)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(depths, st.integers(2, 700), st.data())
 def test_a_larger_average_keeps_no_less(name: str, total: int, n: int, data: st.DataObject) -> None:
     """Nowhere more than a token less, which rounding may cost."""
     method = SOLVED[name]
-    keep = (
-        data.draw(st.integers(lowest_of(method, n, total), n - 1), label="keep")
-        if (lowest_of(method, n, total) < n)
-        else n
-    )
+    keep = data.draw(st.integers(min(lowest_of(method, n, total), n), n))
     less = {step.layer: step.keep for step in method.steps(n, keep, total)}
     more = {step.layer: step.keep for step in method.steps(n, min(n, keep + 1), total)}
     for layer, count in more.items():
@@ -164,6 +159,8 @@ def test_solved_by_hand() -> None:
         return [400 * size, 200 * size, 100 * size]
 
     assert solve_schedule((2, 4, 8), 100, 40, 10, shape) == (45, 22, 11)
+    # 18 s = 210: 46.7, 23.3, 11.7, and of 4 to spare the longest stretch takes all.
+    assert solve_schedule((2, 4, 8), 100, 41, 10, shape) == (46, 24, 11)
 
 
 def test_a_long_stretch_waits_for_what_holds_it_back() -> None:
@@ -179,11 +176,11 @@ def problems(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int, int, list[floa
     n = draw(st.integers(1, 3000))
     lowest = math.ceil((layers[0] * n + total - layers[0]) / total)
     keep = draw(st.integers(min(lowest, n), n))
-    powers = draw(st.lists(st.floats(0.1, 4), min_size=len(layers), max_size=len(layers)))
+    powers = draw(st.lists(st.floats(0.5, 4), min_size=len(layers), max_size=len(layers)))
     return layers, n, keep, total, powers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problems())
 def test_any_shape_is_solved(problem: tuple[tuple[int, ...], int, int, int, list[float]]) -> None:
     """Shapes that fall, rise or stay: counts never grow, and the average is met."""
@@ -243,9 +240,15 @@ def test_a_schedule_holds_counts_and_shares(count: float) -> None:
 def test_layers_ascend(at: tuple[int, ...]) -> None:
     method: DecoderMethod
     for method in (PyramidDrop(at=at), PyramidDrop(at=at, schedule=(0.5,) * len(at))):
-        with pytest.raises(BudgetError, match="ascending") as caught:
+        with pytest.raises(BudgetError, match="ascending, from 0 on") as caught:
             method.steps(100, 50, 32)
         assert str(at) in str(caught.value)
+
+
+def test_what_looks_at_the_layer_before_drops_from_layer_one_on() -> None:
+    with pytest.raises(BudgetError, match="ascending, from 1 on"):
+        SparseVLM(at=(0, 2)).steps(100, 50, 32)
+    assert [step.layer for step in PyramidDrop(at=(0, 2)).steps(100, 50, 32)] == [0, 2]
 
 
 def test_by_default_nothing_is_stated() -> None:
