@@ -125,14 +125,35 @@ def chain(
 def make(name: str, **fields: Any) -> Compressor:
     """A method by name, with its fields; "first/second" is a chain of two.
 
+    A chain has fields of its own, and those of its methods by "name.field".
+
     Raises:
         UnknownName: no such method, or no such field.
     """
-    cls = method_class(name)
-    if CHAINED in name:
-        fields = {"methods": tuple(make(part) for part in name.split(CHAINED)), **fields}
-    known = [f.name for f in dataclasses.fields(cls)]
+    known = field_names(name)
     for field in fields:
         if field not in known:
             raise UnknownName(f"field of {name}", field, known)
-    return cls(**fields)
+    made: Any = method_class(name)
+    if CHAINED not in name:
+        return made(**fields)
+    own = {key: value for key, value in fields.items() if "." not in key}
+    methods = []
+    for part in name.split(CHAINED):
+        theirs = {k.partition(".")[2]: v for k, v in fields.items() if k.startswith(f"{part}.")}
+        methods.append(make(part, **theirs))
+    return made(methods=tuple(methods), **own)
+
+
+def field_names(name: str) -> list[str]:
+    """The fields that `make` takes for a name.
+
+    Raises:
+        UnknownName: no such method.
+    """
+    own = [field.name for field in dataclasses.fields(method_class(name))]
+    if CHAINED not in name:
+        return own
+    parts = dict.fromkeys(name.split(CHAINED))
+    theirs = [f"{part}.{field}" for part in parts for field in field_names(part)]
+    return [field for field in own if field != "methods"] + theirs

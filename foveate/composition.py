@@ -32,6 +32,11 @@ class Chain(Compressor):
                 f"A chain takes two methods or more, and a ratio of at least 1; got "
                 f"{len(self.methods)} and ratio={self.ratio}."
             )
+        if self.keeps is not None and len(self.keeps) != len(self.methods):
+            raise BudgetError(
+                f"A chain of {len(self.methods)} methods takes as many budgets; got "
+                f"keeps={self.keeps}."
+            )
         for keep in self.keeps or ():
             if keep is not None:
                 check_keep(keep)

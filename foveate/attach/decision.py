@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ class Decision:
         layers: decoder layers before which that part may ever act.
         reads: what any of the parts looks at.
         reads_text: whether text must be found.
+        recorded: for each picture of a prefill what the parts said earlier (`Item.answers`), which
+            is taken instead of asking them; None to ask.
     """
 
     def __init__(
@@ -39,8 +43,9 @@ class Decision:
         keep: int | float | None,
         positions: str,
         template: Template | None,
+        recorded: Sequence[Sequence[Mapping]] | None = None,
     ) -> None:
-        self.adapter, self.method = adapter, method
+        self.adapter, self.method, self.recorded = adapter, method, recorded
         self.keep, self.positions, self.template = keep, positions, template
         self.total = len(adapter.decoder_layers)
         *front, last = method.parts
@@ -104,14 +109,17 @@ class Decision:
             return Mapping.identity(p.layout.n), None
         first, *rest = self.outside
         counts = self.budgets(p.layout.n)
-        tokens = self.tokens(first, p, embeds, live.question, prompt)
-        mapping, new = self.act(first, p, tokens, counts[0], embeds)
+
+        look = partial(self.tokens, p=p, embeds=embeds, question=live.question, prompt=prompt)
+        mapping = self.ask(first, live, partial(look, first), counts[0])
+        mapping, new = self.act(first, p, mapping, embeds)
         for part, count in zip(rest, counts[1:], strict=False):
             states = new
             if states is None:
                 states = embeds[p.row, p.slots[mapping.anchors.cpu()].to(embeds.device)]
-            seen = self.tokens(part, p, embeds, live.question, prompt).left(mapping, states)
-            after = self.call(part, seen, count)
+            after = self.ask(
+                part, live, partial(_left, partial(look, part), mapping, states), count
+            )
             if self.positions == "original":
                 after = after.in_raster_order()
             mapping = after.to("cpu") @ mapping.to("cpu")
@@ -119,10 +127,9 @@ class Decision:
         return mapping, new
 
     def act(
-        self, part: Compressor, p: Placed, tokens: VisualTokens, keep: int | None, embeds: Tensor
+        self, part: Compressor, p: Placed, mapping: Mapping, embeds: Tensor
     ) -> tuple[Mapping, Tensor | None]:
         """P in the order in which its rows will live, and the tokens to write (None: none)."""
-        mapping = self.call(part, tokens, keep)
         if self.positions == "original":
             mapping = mapping.in_raster_order()
             if mapping.is_selection:
@@ -143,9 +150,50 @@ class Decision:
         assert captured is not None
         x = captured[rows.to(captured.device)]
         if mapping.virtual:
-            assert tokens.cls is not None
-            x = torch.cat([x, tokens.cls[:, None].expand(-1, x.shape[1], -1)])
+            cls = self._cls(p)
+            assert cls is not None
+            x = torch.cat([x, cls[:, None].expand(-1, x.shape[1], -1)])
         return mapping, self.adapter.project(mapping.apply(x)).to(embeds.device)
+
+    def ask(
+        self,
+        part: Compressor,
+        live: Live,
+        look: Callable[[], VisualTokens],
+        keep: int | None,
+    ) -> Mapping:
+        """What a part says about a picture, or what was recorded of it.
+
+        Args:
+            part: who is asked.
+            live: the picture.
+            look: makes what the part may look at.
+            keep: rows that P must have; None lets the part decide.
+        """
+        answers = live.item.answers
+        if live.recorded is None:
+            answers.append(self.call(part, look(), keep))
+        else:
+            answers.append(live.recorded[len(answers)])
+        return answers[-1]
+
+    def recorded_of(self, placed: Sequence[Placed]) -> Sequence[Sequence[Mapping] | None]:
+        """What was recorded of each of these pictures.
+
+        Raises:
+            AttachError: it was recorded of other pictures.
+        """
+        if self.recorded is None:
+            return [None] * len(placed)
+        there = [p.layout.n for p in placed]
+        known = [answers[0].n if answers else None for answers in self.recorded]
+        fit = [k in (None, n) for k, n in zip(known, there, strict=False)]
+        if len(there) != len(known) or not all(fit):
+            raise AttachError(
+                f"Mappings of pictures with {known} tokens were recorded; this prompt has pictures "
+                f"with {there}.\nGive them back to the pictures that they were made for."
+            )
+        return self.recorded
 
     def call(self, part: Compressor, tokens: VisualTokens, keep: int | None) -> Mapping:
         """P from a part, checked for its shape."""
@@ -175,9 +223,7 @@ class Decision:
                 encoder = layout.pool(captured)
         vision = part.stage == Stage.VISION and layout.rows is not None
         features = encoder if vision and encoder is not None else slots
-        cls = None
-        if Reads.CLS in reads and capture.cls is not None:
-            cls = capture.cls[layout.tile.unique().to(capture.cls.device)]
+        cls = self._cls(p) if Reads.CLS in reads else None
 
         def pooled(values: Tensor | None, read: Reads) -> Tensor | None:
             return None if values is None or read not in reads else layout.pool(values)
@@ -208,6 +254,12 @@ class Decision:
             cells=cells,
             **text,
         )
+
+    @staticmethod
+    def _cls(p: Placed) -> Tensor | None:
+        """The tower's CLS outputs of a picture's tiles, where they were read."""
+        found = p.capture.cls
+        return None if found is None else found[p.layout.tile.unique().to(found.device)]
 
     # ------------------------------------------------------------------ between decoder layers
 
@@ -348,3 +400,8 @@ class Decision:
                 f"{type(self.method).__name__} reads the question, but row {live.placed.row} "
                 "holds no text.\nAsk something, or use a method that does not read the prompt."
             )
+
+
+def _left(look: Callable[[], VisualTokens], mapping: Mapping, states: Tensor) -> VisualTokens:
+    """What a part sees behind another one whose P was `mapping` and whose tokens are `states`."""
+    return look().left(mapping, states)

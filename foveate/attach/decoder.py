@@ -30,7 +30,7 @@ from foveate.attach.layers import LayerHook
 from foveate.attach.probe import probed, scale_of
 from foveate.attach.prompt import Placed, Prompt
 from foveate.attach.tables import Segment, Tables, compress, tables_of, widen_static_windows
-from foveate.compressor import Reads
+from foveate.compressor import Reads, VisualTokens
 from foveate.errors import AttachError, StageNotAvailable
 from foveate.mapping import Mapping
 
@@ -92,7 +92,8 @@ class Decoder:
     def _readers(self) -> dict[nn.Module, Any]:
         """Readers of the attention that the method asks for between layers."""
         inside = self.decision.inside
-        if inside is None or Reads.BEFORE not in inside.reads:
+        recorded = self.decision.recorded is not None
+        if inside is None or recorded or Reads.BEFORE not in inside.reads:
             return {}
         return {
             self.adapter.decoder_attention(layer - 1): partial(self._note_attention, layer - 1)
@@ -211,8 +212,9 @@ class Decoder:
         visual: dict[int, list[int]] = {}
         for p in placed:
             visual.setdefault(p.row, []).extend(p.slots.tolist())
-        for p in placed:
+        for p, recorded in zip(placed, decision.recorded_of(placed), strict=True):
             live = Live.all_of(p)
+            live.recorded = recorded
             live.last = prompt.last(p.row)
             if decision.reads_text:
                 live.text = prompt.text(p.row, sorted(visual[p.row]))
@@ -340,22 +342,25 @@ class Decoder:
         """P of one picture before `layer`; `hidden` (s, d) are its row's states, its own `at`."""
         decision, row = self.decision, live.placed.row
         assert decision.inside is not None
-        text = torch.tensor(live.text, dtype=torch.long)
-        text = text if where is None else where[row][text]
-        tokens = decision.states(
-            live,
-            now,
-            layer,
-            hidden[at].detach(),
-            hidden[text.to(hidden.device)].detach(),
-            {
-                read: decision.looks_of(live, now, each, table, where)
-                for read, each in looked.items()
-            },
-        )
+
+        def look() -> VisualTokens:
+            text = torch.tensor(live.text, dtype=torch.long)
+            text = text if where is None else where[row][text]
+            return decision.states(
+                live,
+                now,
+                layer,
+                hidden[at].detach(),
+                hidden[text.to(hidden.device)].detach(),
+                {
+                    read: decision.looks_of(live, now, each, table, where)
+                    for read, each in looked.items()
+                },
+            )
+
         keep = live.steps[layer]
-        keep = None if keep is None else min(keep, tokens.n)
-        mapping = decision.call(decision.inside, tokens, keep).in_raster_order()
+        keep = None if keep is None else min(keep, len(at))
+        mapping = decision.ask(decision.inside, live, look, keep).in_raster_order()
         live.item.steps.append((layer, mapping))
         live.item.mapping = mapping.to("cpu") @ live.item.mapping.to("cpu")
         return mapping
@@ -364,7 +369,9 @@ class Decoder:
         """The attention that the method reads before `layer`."""
         inside = self.decision.inside
         assert inside is not None
-        found = {}
+        found: dict[Reads, Looked] = {}
+        if self.decision.recorded is not None:
+            return found
         if Reads.BEFORE in inside.reads:
             if now.seen is None or now.seen.layer != layer - 1:
                 raise StageNotAvailable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Item:
         specials: newline, separator and CLS placeholders, which always stay.
         steps: (layer, P) for each place where tokens were dropped; layer None is before the LLM.
         mapping: their product, from the n slots to the tokens that reach the last layer.
+        answers: what each part of the method said, in the order in which they were asked.
     """
 
     row: int
@@ -38,6 +40,7 @@ class Item:
     specials: int
     steps: list[tuple[int | None, Mapping]]
     mapping: Mapping
+    answers: list[Mapping] = dataclasses.field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -70,6 +73,8 @@ class Live:
     text: list[int] = dataclasses.field(default_factory=list)
     question: list[int] = dataclasses.field(default_factory=list)
     last: int = 0  # position of its row's last token
+    # What the method's parts said at an earlier time, taken instead of asking them; None to ask.
+    recorded: Sequence[Mapping] | None = None
     # Decoder layer -> tokens to leave there; None where the method's own fields decide.
     steps: dict[int, int | None] = dataclasses.field(default_factory=dict)
     # Embeddings of its rows that replace those of their anchors before layer 0; None: none do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from foveate.compressor import (
     with_preset,
 )
 from foveate.errors import AttachError, BudgetError, UnknownName
+from foveate.mapping import Mapping
 
 POSITIONS = ("original", "reindex")
 _MARK = "_foveate_run"
@@ -111,6 +113,7 @@ class Run:
         positions: str,
         processor: Any = None,
         encoded: Encoded | None = None,
+        recorded: Sequence[Sequence[Mapping]] | None = None,
         force: bool = False,
     ) -> None:
         self.model, self.method, self.keep, self.positions = model, method, keep, positions
@@ -118,7 +121,12 @@ class Run:
         self._adapter = adapter_for(model)
         template = None if processor is None else Template(processor)
         decision = Decision(
-            self._adapter, method, keep=keep, positions=positions, template=template
+            self._adapter,
+            method,
+            keep=keep,
+            positions=positions,
+            template=template,
+            recorded=recorded,
         )
         first = method.parts[0]
         tower = cast(TowerMethod, first) if first.stage in (Stage.IMAGE, Stage.ENCODER) else None
@@ -237,6 +245,7 @@ def attach(
     positions: str | None = None,
     processor: Any = None,
     encoded: Encoded | None = None,
+    _recorded: Sequence[Sequence[Mapping]] | None = None,
     _force: bool = False,
     **fields: Any,
 ) -> Run:
@@ -305,6 +314,7 @@ def attach(
         positions=positions,
         processor=processor,
         encoded=encoded,
+        recorded=_recorded,
         force=_force,
     )
     return run.attach()

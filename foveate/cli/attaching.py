@@ -21,6 +21,8 @@ def setting_of(method: str, keep: str | None, preset: str | None) -> Setting:
         raise BudgetError(f"The preset {named.preset!r} states its own budget; leave out --keep.")
     if named.preset is not None:
         return named
+    if keep is None and named.make().states_budget:
+        return named
     if keep is None:
         raise BudgetError('Give a budget: --keep 64, --keep "25%", or --preset NAME.')
     return dataclasses.replace(named, keep=parse_keep(keep))

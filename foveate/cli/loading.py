@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,24 @@ class Source:
             + call("AutoProcessor.from_pretrained", where, revision=options["revision"]),
         ]
         return lines
+
+
+# What the printed lines begin with where there are several models.
+_LOAD = (
+    "from transformers import AutoModelForImageTextToText, AutoProcessor",
+    "def load(folder, revision=None, **options):",
+    "    model = AutoModelForImageTextToText.from_pretrained(folder, revision=revision, **options)",
+    "    return model.eval(), AutoProcessor.from_pretrained(folder, revision=revision)",
+)
+
+
+def load_lines(sources: Table[str, Source]) -> list[str]:
+    """The lines that make a table of what loads each of several models."""
+    calls = [
+        f"    {name!r}: lambda: {call('load', repr(each.path), **each._options)},"
+        for name, each in sources.items()
+    ]
+    return [*_LOAD, "models = {", *calls, "}"]
 
 
 def _first_line(error: Exception) -> str:

@@ -30,5 +30,10 @@ def finish(result: dict[str, Any], shown: list[Any], python: list[str], as_json:
 
 def call(function: str, *arguments: str, **options: Any) -> str:
     """A call as source; options that are None are left out."""
-    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    given = [
+        # A chain's methods have fields like "fastv.layer", which is no name in Python.
+        f"{name}={value!r}" if name.isidentifier() else f"**{{{name!r}: {value!r}}}"
+        for name, value in options.items()
+        if value is not None
+    ]
     return f"{function}({', '.join([*arguments, *given])})"

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from foveate.evaluation.compare import compare
-from foveate.evaluation.comparison import Accuracy, Comparison, Row
+from foveate.evaluation.compare import compare, compare_models
+from foveate.evaluation.comparison import (
+    Accuracy,
+    Comparison,
+    Price,
+    Reuse,
+    Row,
+    Skipped,
+    Spread,
+)
 from foveate.evaluation.data import Dialogue, Turn, from_jsonl, from_reference
 from foveate.evaluation.settings import Setting
 
@@ -11,10 +19,15 @@ __all__ = [
     "Accuracy",
     "Comparison",
     "Dialogue",
+    "Price",
+    "Reuse",
     "Row",
     "Setting",
+    "Skipped",
+    "Spread",
     "Turn",
     "compare",
+    "compare_models",
     "from_jsonl",
     "from_reference",
 ]

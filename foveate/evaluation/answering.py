@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from foveate.attach import Encoded, encode
+from foveate.attach import Encoded, Item, Run, encode
 from foveate.compressor import Reads, Stage
 from foveate.evaluation.data import Dialogue
-from foveate.evaluation.settings import Setting
+from foveate.evaluation.settings import FIRST, Chosen, Setting
 from foveate.prompting import conversation, model_inputs, new_words
 
 FULL, BLIND, WRONG = "full", "blind", "wrong image"
@@ -48,8 +48,10 @@ class Batch:
     def converse(self, setting: Setting | None) -> list[dict[str, Any]]:
         """Every dialogue from its first turn to its last, with the model's own answers in it.
 
-        Each turn is a prefill of the whole conversation so far, so a method that reads the
-        question chooses anew for each one.
+        Each turn is a prefill of the whole conversation so far. A method that reads the question
+        chooses anew for each one; where the setting chooses at the first turn only, later turns
+        are given what was chosen there, which says what going on from the first turn's cache
+        says: what is kept sees nothing of the text that follows it.
 
         Args:
             setting: what is attached; None for the full model.
@@ -61,11 +63,39 @@ class Batch:
         found: list[dict[str, Any]] = [
             {"answers": [], "n": 0, "entering": 0, "average": 0.0} for _ in self.dialogues
         ]
+        chosen = None if setting is None else self.told(setting)
         for turn in range(max(len(each.turns) for each in self.dialogues)):
             rows = tuple(i for i, each in enumerate(self.dialogues) if len(each.turns) > turn)
-            for row, answer in zip(rows, self._turn(setting, turn, rows, found), strict=True):
+            answers, items = self._turn(setting, turn, rows, found, chosen)
+            for row, answer in zip(rows, answers, strict=True):
                 found[row]["answers"].append(answer)
+            if setting is not None and setting.turns == FIRST and turn == 0 and items:
+                chosen = [[] for _ in self.dialogues]
+                for item in items:
+                    chosen[item.row].append(item.answers)
         return found
+
+    def told(self, setting: Setting) -> Chosen | None:
+        """What the pictures of each dialogue keep, where it is not the method that decides."""
+        rows = range(len(self.dialogues))
+        return setting.told(
+            self.model, self.dialogues, lambda: self.inputs(rows, 0, [[]] * len(rows))
+        )
+
+    def attach(
+        self, setting: Setting, rows: Sequence[int], chosen: Chosen | None, **options: Any
+    ) -> Run:
+        """A setting on the model.
+
+        Args:
+            setting: what is attached.
+            rows: the dialogues of the prefills to come.
+            chosen: what their pictures keep; None where the method decides.
+            options: further ones of `foveate.attach`.
+        """
+        if chosen is not None:
+            options["_recorded"] = [picture for row in rows for picture in chosen[row]]
+        return setting.attach(self.model, processor=self.processor, **options)
 
     @torch.no_grad()
     def _turn(
@@ -74,7 +104,8 @@ class Batch:
         turn: int,
         rows: tuple[int, ...],
         found: list[dict[str, Any]],
-    ) -> list[str]:
+        chosen: Chosen | None,
+    ) -> tuple[list[str], list[Item]]:
         inputs = self.inputs(rows, turn, [found[row]["answers"] for row in rows])
         options: dict[str, Any] = {}
         if setting is None or setting.make().stage not in (Stage.IMAGE, Stage.ENCODER):
@@ -86,20 +117,21 @@ class Batch:
         attached = (
             contextlib.nullcontext()
             if setting is None
-            else setting.attach(self.model, processor=self.processor, **options)
+            else self.attach(setting, rows, chosen, **options)
         )
         with attached as run:
             out = self.model.generate(
                 **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1
             )
+        items = [] if run is None else run.items
         if run is not None:
             layers = run.report().layers
-            for item in run.items:
+            for item in items:
                 record = found[rows[item.row]]
                 record["n"] += item.n
                 record["entering"] += item.entering
                 record["average"] += item.average(layers)
-        return new_words(self.processor, out, length)
+        return new_words(self.processor, out, length), items
 
     def inputs(
         self, rows: Sequence[int], turn: int, answers: Sequence[Sequence[str]]

@@ -1,40 +1,31 @@
-"""`compare`: methods and budgets on one model and one set of dialogues."""
+"""`compare`: methods and budgets on one set of dialogues, and one model or several."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
 import transformers
 from rich.progress import Progress
 
-from foveate.compressor import Reads, Stage
-from foveate.errors import BudgetError, InputError, StageNotAvailable
+from foveate.adapters import adapter_for
+from foveate.errors import InputError, StageNotAvailable
 from foveate.evaluation import cost, fingerprints, summary
-from foveate.evaluation.answering import BLIND, FULL, WRONG, Batch, grey
-from foveate.evaluation.comparison import Accuracy, Comparison
-from foveate.evaluation.data import Dialogue, fingerprint, others
-from foveate.evaluation.settings import Keep, Setting, expand
+from foveate.evaluation.asking import Asking, Group
+from foveate.evaluation.comparison import Comparison, Price
+from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.evaluation.oracle import Oracle, check
+from foveate.evaluation.price import price
+from foveate.evaluation.settings import BOTH, EACH, FIRST, Keep, Setting, expand
 from foveate.evaluation.store import Store
 from foveate.evaluation.timing import seconds
 
 ANSWERS = "answers.jsonl"
-
-
-@dataclasses.dataclass
-class _Group:
-    """One row of the table in the making."""
-
-    settings: list[Setting]
-    reason: str = ""
-
-    @property
-    def first(self) -> Setting:
-        return self.settings[0]
 
 
 def compare(
@@ -48,6 +39,8 @@ def compare(
     model_name: str = "",
     data_name: str = "",
     draws: int = 3,
+    turns: str = EACH,
+    oracle: bool = False,
     batch_size: int = 16,
     max_new_tokens: int = 16,
     repeats: int = 5,
@@ -67,6 +60,10 @@ def compare(
         out: folder of the stored answers.
         model_name, data_name: how they are called in the report.
         draws: seeds of methods that draw at random.
+        turns: where methods that read the prompt choose their tokens: at ``"each"`` turn anew, at
+            the ``"first"`` for the whole dialogue, as where its cache is gone on from, or
+            ``"both"`` one after the other, with what a later turn takes.
+        oracle: whether to add what is told where the shipped scenes show something.
         batch_size: dialogues answered at a time.
         max_new_tokens: the longest answer.
         repeats: timed prefills of each setting.
@@ -74,192 +71,199 @@ def compare(
         progress: where to show how far it is.
 
     Raises:
-        InputError: no data, or images and videos mixed in it.
+        InputError: no data, images and videos mixed in it, no later turn where one is asked for,
+            or an oracle for other data than the shipped scenes.
+        StageNotAvailable: the model cannot go on from a cache, and `turns` asks for it.
         SavedFileError: `out` holds answers of another model, data or version.
         UnknownName, BudgetError: a method or budget that does not exist.
     """
-    if not data:
-        raise InputError("There is nothing to compare on: the data holds no dialogue.")
-    if len({each.is_video for each in data}) > 1:
-        raise InputError("The data mixes images and videos.\nCompare on one of them at a time.")
-    groups = [_Group(settings) for settings in expand(methods, budgets, draws)]
-    path = Path(out) / ANSWERS
-    if fresh:
-        path.unlink(missing_ok=True)
-    facts = {
-        "foveate": fingerprints.code(),
-        "transformers": transformers.__version__,
-        "model": fingerprints.model(model),
-        "processor": fingerprints.processor(processor),
-        "data": fingerprint(data),
-        "max_new_tokens": max_new_tokens,
-    }
-    answering = _Answering(
-        model, processor, data, groups, Store(path, facts), batch_size, max_new_tokens, progress
+    task = _Task(
+        data,
+        methods,
+        budgets,
+        draws=draws,
+        turns=turns,
+        oracle=oracle,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        fresh=fresh,
+        progress=progress,
     )
-    try:
-        answering.run()
-    finally:
-        answering.store.close()
-    costs = _costs(answering, repeats)
-    return _summary(answering, costs, model_name or type(model).__name__, data_name)
+    name = model_name or type(model).__name__
+    found = task.measured(model, processor, Path(out), name)
+    return summary.comparison([found], data, name, data_name)
 
 
-class _Answering:
-    """Everything that is asked, batch by batch, setting by setting."""
+def compare_models(
+    models: Table[str, Callable[[], tuple[Any, Any]]],
+    data: Sequence[Dialogue],
+    methods: Sequence[str],
+    budgets: Sequence[Keep],
+    *,
+    out: str | Path,
+    data_name: str = "",
+    **options: Any,
+) -> Comparison:
+    """The same on several models, such as one trained with several seeds, and their means.
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        data: Sequence[Dialogue],
-        groups: list[_Group],
-        store: Store,
-        batch_size: int,
-        max_new_tokens: int,
-        progress: Progress | None,
-    ) -> None:
-        self.model, self.processor, self.data, self.groups = model, processor, data, groups
-        self.store, self.batch_size, self.max_new_tokens = store, batch_size, max_new_tokens
-        self.progress = progress
-        self.others = others(data)
-        methods = [group.first.make() for group in groups]
-        self.reads: frozenset[Reads] = frozenset().union(
-            *(m.reads for m in methods if m.stage not in (Stage.IMAGE, Stage.ENCODER))
+    One model is in memory at a time. Stored answers are in a folder of each model's name.
+
+    Args:
+        models: name -> what loads the model and its processor.
+        data, methods, budgets, data_name: as `compare` takes them.
+        out: folder of the folders with the stored answers.
+        options: further ones of `compare`.
+
+    Returns:
+        Means over the models, intervals over dialogues, standard deviations between models, and
+        each model's own comparison.
+
+    Raises:
+        InputError: no model, or what `compare` raises it for.
+    """
+    if not models:
+        raise InputError("There is nothing to compare: no model was given.")
+    task = _Task(data, methods, budgets, **options)
+    found: list[summary.Measured] = []
+    for name, load in models.items():
+        batch = found[0].batch if found else None
+        found.append(task.measured(*load(), Path(out) / name, name, batch))
+    title = found[0].name if len(found) == 1 else f"{len(found)} models ({', '.join(models)})"
+    return summary.comparison(found, data, title, data_name)
+
+
+@dataclasses.dataclass
+class _Task:
+    """What is asked of every model; see `compare`."""
+
+    data: Sequence[Dialogue]
+    methods: Sequence[str]
+    budgets: Sequence[Keep]
+    draws: int = 3
+    turns: str = EACH
+    oracle: bool = False
+    batch_size: int = 16
+    max_new_tokens: int = 16
+    repeats: int = 5
+    fresh: bool = False
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("There is nothing to compare on: the data holds no dialogue.")
+        if len({each.is_video for each in self.data}) > 1:
+            raise InputError("The data mixes images and videos.\nCompare on one of them at a time.")
+        self.groups()  # unknown names and budgets out of range
+        if self.turns != EACH and all(len(each.turns) < 2 for each in self.data):
+            raise InputError(
+                f"turns={self.turns!r} is about later turns, and no dialogue here has a second one."
+                "\nLeave it out: there is one way to choose."
+            )
+        if self.oracle:
+            check(self.data)
+
+    def groups(self) -> list[Group]:
+        """The rows to come."""
+        found = expand(self.methods, self.budgets, self.draws, self.turns)
+        told: list[list[Setting]] = [[Oracle(keep=keep)] for keep in self.budgets]
+        return [Group(settings) for settings in [*found, *(told if self.oracle else [])]]
+
+    def measured(
+        self, model: Any, processor: Any, out: Path, name: str, batch: int | None = None
+    ) -> summary.Measured:
+        """Answers and costs of one model.
+
+        Args:
+            model, processor: as loaded.
+            out: folder of its stored answers.
+            name: how it is called.
+            batch: prompts of the timed prefill; found out if None.
+        """
+        if self.turns != EACH and not adapter_for(model).later_turns:
+            raise StageNotAvailable(
+                f"{model.config.model_type!r} cannot go on from a cache with another turn, so "
+                f"nothing is chosen for later ones.\nLeave out turns={self.turns!r}."
+            )
+        path = out / ANSWERS
+        if self.fresh:
+            path.unlink(missing_ok=True)
+        facts = {
+            "foveate": fingerprints.code(),
+            "transformers": transformers.__version__,
+            "model": fingerprints.model(model),
+            "processor": fingerprints.processor(processor),
+            "data": fingerprint(self.data),
+            "max_new_tokens": self.max_new_tokens,
+        }
+        asking = Asking(
+            model,
+            processor,
+            self.data,
+            self.groups(),
+            Store(path, facts),
+            self.batch_size,
+            self.max_new_tokens,
+            self.progress,
         )
+        try:
+            asking.foresee()
+            asking.run()
+        finally:
+            asking.store.close()
+        return self._costs(asking, name, batch)
 
-    def run(self) -> None:
-        """Ask what is not stored yet."""
-        runs = (3 if self.others else 2) + sum(len(group.settings) for group in self.groups)
+    def _costs(self, asking: Asking, name: str, batch: int | None) -> summary.Measured:
+        """What every setting takes that was not left out."""
+        model, most = asking.model, min(len(self.data), cost.LARGEST)
+        asked = asking.batch(0, most)
+
+        def inputs(rows: int) -> dict[str, Any]:
+            return asked.inputs(range(rows), 0, [[]] * rows)
+
+        rows = batch or cost.compute_bound_batch(model, inputs, most)
+        given = inputs(rows)
+        full = cost.measure(model, given, None, self.repeats)
         task = None
         if self.progress is not None:
-            task = self.progress.add_task("answering", total=runs * len(self.data))
-        for start in range(0, len(self.data), self.batch_size):
-            stop = min(start + self.batch_size, len(self.data))
-            for name in self._conditions(start, stop):
-                if self.progress is not None and task is not None:
-                    self.progress.update(task, description=name, advance=stop - start)
-
-    def batch(self, start: int, stop: int, condition: str = FULL) -> Batch:
-        """These dialogues, with their own, no, or each other's pictures."""
-        chosen = self.others if condition == WRONG else range(len(self.data))
-        sources = [self.data[i] for i in chosen[start:stop]]
-        pictures = [each.load() for each in sources]
-        if condition == BLIND:
-            pictures = [grey(each) for each in pictures]
-        if condition == WRONG:
-            # The prompt has as many placeholders for pictures as the dialogue itself.
-            own = [len(each.pictures) for each in self.data[start:stop]]
-            pictures = [
-                [p[i % len(p)] for i in range(n)] for p, n in zip(pictures, own, strict=True)
-            ]
-        reads = self.reads if condition == FULL else frozenset()
-        return Batch(
-            self.model,
-            self.processor,
-            self.data[start:stop],
-            pictures,
-            reads,
-            self.max_new_tokens,
+            task = self.progress.add_task("timing", total=len(asking.groups))
+        known: dict[Setting, cost.Cost] = {}
+        costs: list[cost.Cost | None] = []
+        prices: list[Price | None] = []
+        for group in asking.groups:
+            setting = group.twin[0]  # a first turn is the same wherever later ones choose
+            if group.skipped is None and setting not in known:
+                attach = functools.partial(asked.attach, setting, range(rows), asked.told(setting))
+                known[setting] = cost.measure(model, given, attach, self.repeats)
+            costs.append(known[setting] if group.skipped is None else None)
+            paid = self.turns == BOTH and group.turns == FIRST and group.skipped is None
+            prices.append(self._price(asking, group.first) if paid else None)
+            if self.progress is not None and task is not None:
+                self.progress.update(task, description=f"timing {group.name}", advance=1)
+        base = [each.time.base_seconds for each in known.values() if each.time is not None]
+        # With every method left out, nothing has been timed beside the full model.
+        base = base or [
+            seconds(lambda: cost.prefill(model, given), model.device.type)
+            for _ in range(self.repeats)
+        ]
+        return summary.Measured(
+            name=name,
+            store=asking.store,
+            groups=asking.groups,
+            batch=rows,
+            full=full,
+            seconds=statistics.median(base),
+            costs=costs,
+            prices=prices,
+            setting=summary.setting_of(model),
         )
 
-    def _conditions(self, start: int, stop: int) -> Any:
-        names = [each.name for each in self.data[start:stop]]
-
-        def missing(key: str) -> bool:
-            return any((key, name) not in self.store for name in names)
-
-        def keep(key: str, found: list[dict[str, Any]]) -> None:
-            for name, record in zip(names, found, strict=True):
-                if (key, name) not in self.store:
-                    self.store.add(key, name, **record)
-
-        # Where all dialogues are about one picture, there is no wrong one.
-        for condition in (BLIND, WRONG) if self.others else (BLIND,):
-            if missing(condition):
-                keep(condition, self.batch(start, stop, condition).converse(None))
-            yield condition
-        batch = None
-        every = [(setting, group) for group in self.groups for setting in group.settings]
-        for setting, group in [(None, None), *every]:
-            key = FULL if setting is None else setting.key
-            if missing(key) and not (group and group.reason):
-                batch = batch or self.batch(start, stop)
-                try:
-                    keep(key, batch.converse(setting))
-                except (StageNotAvailable, BudgetError) as error:
-                    if group is None:
-                        raise
-                    group.reason = str(error)
-            yield FULL if setting is None else f"{setting.label} {setting.budget}"
-
-
-# ---------------------------------------------------------------------- cost
-
-
-def _costs(answering: _Answering, repeats: int) -> tuple[int, cost.Cost, float, list[cost.Cost]]:
-    """(batch, the full model's cost, its seconds a prefill, the cost of each group)."""
-    model, data = answering.model, answering.data
-    most = min(len(data), cost.LARGEST)
-    batch = answering.batch(0, most)
-
-    def inputs(rows: int) -> dict[str, Any]:
-        return batch.inputs(range(rows), 0, [[]] * rows)
-
-    rows = cost.compute_bound_batch(model, inputs, most)
-    given = inputs(rows)
-    full = cost.measure(model, given, None, repeats)
-    found: list[cost.Cost] = []
-    able = [group for group in answering.groups if not group.reason]
-    task = None
-    if answering.progress is not None:
-        task = answering.progress.add_task("timing", total=len(able))
-    for group in able:
-        setting = group.first
-        attach = functools.partial(setting.attach, model, processor=answering.processor)
-        found.append(cost.measure(model, given, attach, repeats))
-        if answering.progress is not None and task is not None:
-            answering.progress.update(
-                task, description=f"timing {setting.label} {setting.budget}", advance=1
-            )
-    base = [each.time.base_seconds for each in found if each.time is not None]
-    # With every method left out, nothing has been timed beside the full model.
-    base = base or [
-        seconds(lambda: cost.prefill(model, given), model.device.type) for _ in range(repeats)
-    ]
-    return rows, full, statistics.median(base), found
-
-
-# ---------------------------------------------------------------------- summary
-
-
-def _summary(answering: _Answering, costs: Any, model_name: str, data_name: str) -> Comparison:
-    batch, full, seconds, found = costs
-    data, store = answering.data, answering.store
-
-    def of(condition: str) -> Accuracy:
-        return summary.accuracy(data, summary.rights(store, data, [condition]))
-
-    able = [group for group in answering.groups if not group.reason]
-    return Comparison(
-        model=model_name,
-        data=data_name,
-        dialogues=len(data),
-        questions=sum(len(each.turns) for each in data),
-        full=of(FULL),
-        blind=of(BLIND),
-        wrong=of(WRONG) if answering.others else None,
-        majority=summary.majority(data),
-        flops=full.flops,
-        kv_bytes=full.kv_bytes,
-        prefill_seconds=seconds,
-        batch=batch,
-        rows=tuple(
-            summary.row(store, data, group.settings, each, full)
-            for group, each in zip(able, found, strict=True)
-        ),
-        skipped=tuple(
-            (g.first.label, g.first.budget, g.reason) for g in answering.groups if g.reason
-        ),
-        setting=summary.setting_of(answering.model),
-    )
+    def _price(self, asking: Asking, setting: Setting) -> Price | None:
+        return price(
+            asking.model,
+            asking.processor,
+            setting,
+            self.data,
+            self.max_new_tokens,
+            self.repeats,
+        )

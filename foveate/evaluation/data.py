@@ -41,12 +41,14 @@ class Dialogue:
         pictures: paths of images; of a video's frames with `is_video`; or images themselves.
         turns: the questions.
         is_video: whether the pictures are the frames of one video.
+        scene: (seed, split) of the shipped scene that it is about; None for all other pictures.
     """
 
     name: str
     pictures: tuple[Path | Image.Image, ...]
     turns: tuple[Turn, ...]
     is_video: bool = False
+    scene: tuple[int, str] | None = None
 
     def load(self) -> list[Image.Image]:
         """The pictures in RGB.
@@ -75,6 +77,7 @@ def from_reference(count: int, split: str = "test") -> list[Dialogue]:
             name=f"{split}-{sample.seed}",
             pictures=(sample.image,),
             turns=tuple(Turn(text, (answer,), kind) for text, answer, kind in sample.turns),
+            scene=(sample.seed, split),
         )
         for sample in reference.samples(split, count)
     ]

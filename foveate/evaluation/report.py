@@ -1,4 +1,4 @@
-"""A comparison for people: a table in the terminal, and one HTML file that needs nothing else."""
+"""A comparison as one HTML file that needs nothing else, with plots and what was kept."""
 
 from __future__ import annotations
 
@@ -10,106 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from foveate.evaluation.comparison import Accuracy, Comparison, Row
-from foveate.evaluation.stats import Interval
+from foveate.evaluation import tables
+from foveate.evaluation.comparison import Comparison, Row
 
 Picture = tuple[str, Image.Image]  # caption, image
-
-
-def tables(found: Comparison) -> tuple[Table, Table]:
-    """Accuracy and cost for the terminal; each fits into 80 columns."""
-    turns = _turn_names(len(found.full.turns))
-    accuracy = _table(
-        f"{found.model} on {found.data}: {found.questions} questions, {found.dialogues} dialogues",
-        ("method", "keep", *turns, "Avg", r"- full \[95 %]"),
-    )
-    accuracy.add_row("full model", "100%", *_cells(found.full), "", style="bold")
-    for name, each in baselines(found):
-        accuracy.add_row(name, "", *_cells(each), "", style="dim")
-    guess = f"{found.majority:.3f}"
-    accuracy.add_row("majority", "", *[""] * len(turns), guess, "", style="dim", end_section=True)
-    cost = _table(
-        "Cost of a prefill, as shares of the full model's",
-        ("method", "keep", "entering", "mean", "FLOPs", "KV", r"time \[quartiles]"),
-    )
-    cost.caption, cost.caption_justify = _caption(found), "left"
-    for row in found.rows:
-        name = row.method if row.draws == 1 else f"{row.method} x{row.draws}"
-        accuracy.add_row(name, row.budget, *_cells(row.accuracy), delta(row))
-        cost.add_row(name, row.budget, *counts(row), *costs(row))
-    return accuracy, cost
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(columns):
-        out.add_column(name, justify="right" if number else "left", no_wrap=True)
-    return out
-
-
-def _caption(found: Comparison) -> str:
-    visual = f"{found.rows[0].visual:g}" if found.rows else "?"
-    lines = [
-        f"entering: visual tokens entering the LLM, of {visual} a picture; mean: over its layers.",
-        f"full model, tower included: {found.flops / 1e9:.3g} GFLOPs (counted) and "
-        f"{found.kv_bytes / 1024:.4g} KiB a prompt, {1e3 * found.prefill_seconds:.3g} ms "
-        f"for {found.batch} prompts.",
-        ", ".join(f"{key} {value}" for key, value in found.setting.items()),
-    ]
-    reasons = {(m, reason.splitlines()[0]): None for m, _, reason in found.skipped}
-    lines += [f"left out: {method}: {reason}" for method, reason in reasons]
-    return "\n".join(lines)
-
-
-def _turn_names(turns: int) -> list[str]:
-    return [f"Acc{i + 1}" for i in range(turns)] if turns > 1 else []
-
-
-def _cells(accuracy: Accuracy) -> list[str]:
-    turns = accuracy.turns if len(accuracy.turns) > 1 else ()
-    return [f"{value:.3f}" for value in (*turns, accuracy.mean)]
-
-
-def baselines(found: Comparison) -> list[tuple[str, Accuracy]]:
-    """The full model without the picture it was asked about."""
-    wrong = [("wrong picture", found.wrong)] if found.wrong is not None else []
-    return [("grey picture", found.blind), *wrong]
-
-
-def turn_deltas(row: Row) -> list[str]:
-    """The difference to the full model in each turn, where there are several."""
-    shown = row.turn_differences if len(row.turn_differences) > 1 else ()
-    return [_interval(each) for each in shown]
-
-
-def _interval(difference: Interval) -> str:
-    value, low, high = difference
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def counts(row: Row) -> tuple[str, str]:
-    """Tokens entering the LLM, and averaged over its layers."""
-    return f"{row.entering:.4g}", f"{row.average:.4g}"
-
-
-def delta(row: Row) -> str:
-    """The difference to the full model with its interval."""
-    return _interval(row.difference)
-
-
-def costs(row: Row) -> tuple[str, str, str]:
-    """Shares of the full model's FLOPs, KV bytes and prefill time."""
-    return (
-        f"{row.flops_share:.3f}",
-        f"{row.kv_share:.3f}",
-        f"{row.time.median:.2f} [{row.time.low:.2f}, {row.time.high:.2f}]",
-    )
-
-
-# ---------------------------------------------------------------------- HTML
 
 
 def write_html(found: Comparison, path: str | Path, pictures: Sequence[Picture] = ()) -> Path:
@@ -126,14 +31,20 @@ def write_html(found: Comparison, path: str | Path, pictures: Sequence[Picture] 
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     text = page.render(
         found=found,
-        turns=_turn_names(len(found.full.turns)),
-        cells=_cells,
-        counts=counts,
-        delta=delta,
-        turn_deltas=turn_deltas,
-        interval=_interval,
-        baselines=baselines(found),
-        costs=costs,
+        turns=tables.turn_names(len(found.full.turns)),
+        cells=tables.cells,
+        counts=tables.counts,
+        delta=tables.delta,
+        turn_deltas=tables.turn_deltas,
+        interval=tables.interval,
+        baselines=tables.baselines(found),
+        costs=tables.costs,
+        entries=tables.entries(found),
+        named=tables.named,
+        notes=tables.notes(found),
+        reuse_notes=tables.reuse_notes(found) if found.reuse else [],
+        paid=tables.paid,
+        of_models=tables.of_models,
         kinds=sorted(found.full.kinds),
         plots=[
             ("against tokens that enter the LLM", plot(found, "entering")),
@@ -165,7 +76,7 @@ def plot(found: Comparison, cost: str) -> str:
         axes = figure.add_subplot()
         lines: dict[str, list[Row]] = {}
         for row in found.rows:
-            lines.setdefault(row.method, []).append(row)
+            lines.setdefault(tables.named(row), []).append(row)
         markers = "osD^vP*XphH<>d"
         for number, (name, rows) in enumerate(lines.items()):
             rows = sorted(rows, key=lambda row: float(getattr(row, cost)))
@@ -182,7 +93,7 @@ def plot(found: Comparison, cost: str) -> str:
                 label=name,
                 marker=markers[number % len(markers)],
                 color=f"C{number % 10}",
-                linestyle="-" if number < 10 else "--",
+                linestyle=":" if rows[0].oracle else "-" if number < 10 else "--",
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=0.7,
@@ -190,7 +101,11 @@ def plot(found: Comparison, cost: str) -> str:
             )
         for label, value, style in (
             ("full model", found.full.mean, "-"),
-            *((name, each.mean, ":") for name, each in baselines(found) if each is found.wrong),
+            *(
+                (name, each.mean, ":")
+                for name, each in tables.baselines(found)
+                if each is found.wrong
+            ),
             ("majority", found.majority, "-."),
         ):
             axes.axhline(value, color="0.45", linewidth=0.9, linestyle=style)
@@ -247,7 +162,7 @@ def kept_pictures(
         inputs = batch.inputs([0], 0, [[]])
         panels, labels = [], []
         for setting in settings:
-            with setting.attach(model, processor=processor) as run:
+            with batch.attach(setting, [0], batch.told(setting)) as run:
                 prefill(model, inputs)
             shown = pictures if dialogue.is_video else pictures[run.items[0].index]
             panels.append(drawing.draw(shown, run.items[0], title="", side=240))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import foveate
 from foveate import catalog
 from foveate.compressor import Compressor, check_keep, with_preset
-from foveate.errors import BudgetError, InputError
+from foveate.errors import BudgetError, InputError, UnknownName
+from foveate.evaluation.data import Dialogue
+from foveate.mapping import Mapping
 
 Keep = int | float
+# Of each dialogue, of each picture: the mappings of a method's parts (`Item.answers`).
+Chosen = list[list[list[Mapping]]]
+
+EACH, FIRST, BOTH = "each", "first", "both"
+TURNS = (EACH, FIRST, BOTH)
+_COMMAS = re.compile(r",(?![^\[\]]*\])")  # those outside of brackets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +29,24 @@ class Setting:
     """What is attached for one run over the data.
 
     Attributes:
-        method: catalogued name.
-        keep: the budget; None with a preset.
+        method: catalogued name, or several for a chain: "visionzip/fastv".
+        keep: the budget; None with a preset, and where the method's fields state it.
         preset: a published setting instead.
         fields: fields of the method that differ from its defaults.
+        turns: whether the tokens are chosen at ``"each"`` turn of a dialogue, or at the
+            ``"first"`` for all of it.
     """
 
     method: str
     keep: Keep | None = None
     preset: str | None = None
     fields: tuple[tuple[str, Any], ...] = ()
+    turns: str = EACH
 
     @property
     def label(self) -> str:
         """The method with what was set, without the budget: "divprune", "visionzip@authors-64"."""
-        shown = [f"{key}={value}" for key, value in self.fields if key != "seed"]
+        shown = [f"{key}={_typed(value)}" for key, value in self.fields if not _is_seed(key)]
         return (
             self.method
             + (f"@{self.preset}" if self.preset else "")
@@ -43,34 +55,73 @@ class Setting:
 
     @property
     def budget(self) -> str:
-        """The budget as text: "64", "25%", or the preset's own."""
+        """The budget as text: "64", "25%", or where it comes from."""
         if self.keep is None:
-            return "preset"
+            return "preset" if self.preset else "own"
         return str(self.keep) if isinstance(self.keep, int) else f"{100 * self.keep:g}%"
 
     @property
     def key(self) -> str:
         """What stored answers of this setting go by."""
-        parts = {"keep": self.keep, "preset": self.preset, "fields": dict(self.fields)}
+        parts: dict[str, Any] = {
+            "keep": self.keep,
+            "preset": self.preset,
+            "fields": dict(self.fields),
+        }
+        if self.turns != EACH:
+            parts["turns"] = self.turns
         return f"{self.method} {json.dumps(parts, sort_keys=True)}"
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether what is chosen depends on the question."""
+        return any(part.prompt_aware for part in self.make().parts)
 
     def make(self) -> Compressor:
         """The compressor."""
+        return self.resolved()[0]
+
+    def resolved(self) -> tuple[Compressor, Keep | None]:
+        """The compressor and the budget, a preset's own included; None: its fields decide."""
         if self.preset is not None:
             cls = catalog.method_class(self.method)
-            return with_preset(cls, self.preset, **dict(self.fields))[0]
-        return catalog.make(self.method, **dict(self.fields))
+            return with_preset(cls, self.preset, **dict(self.fields))[:2]
+        return catalog.make(self.method, **dict(self.fields)), self.keep
+
+    def told(
+        self, model: Any, dialogues: Sequence[Dialogue], inputs: Callable[[], dict[str, Any]]
+    ) -> Chosen | None:
+        """What to keep of each dialogue's pictures, where it is not the method that decides.
+
+        Args:
+            model: as loaded; it is not run.
+            dialogues: those of the rows.
+            inputs: makes those of their first turn, pictures not yet encoded.
+        """
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `foveate.attach` and `foveate.Chat` take of it."""
+        return {
+            "method": self.method,
+            "keep": self.keep,
+            "preset": self.preset,
+            **dict(self.fields),
+        }
 
     def attach(self, model: Any, **options: Any) -> foveate.Run:
         """`foveate.attach` with this setting."""
-        return foveate.attach(
-            model,
-            self.method,
-            keep=self.keep,
-            preset=self.preset,
-            **options,
-            **dict(self.fields),
-        )
+        return foveate.attach(model, **self.options, **options)
+
+
+def _is_seed(field: str) -> bool:
+    return field.rpartition(".")[2] == "seed"
+
+
+def _typed(value: Any) -> str:
+    """A value as `parse_method` reads it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def parse_keep(text: str) -> Keep:
@@ -95,54 +146,78 @@ def parse_keep(text: str) -> Keep:
 def parse_method(text: str) -> Setting:
     """A method as typed: `name`, `name@preset`, `name:field=value,field=value`.
 
-    Values are read as JSON where they can be (numbers, true, null), else as words.
+    A name may be a chain, "visionzip/fastv", whose fields are its own and those of its methods by
+    "fastv.layer". Values are read as JSON where they can be (numbers, lists, true, null), else as
+    words.
 
     Raises:
         UnknownName: no such method, preset or field.
-        InputError: a field without a value.
+        InputError: a field without a value, or with one of the wrong kind.
+        BudgetError: fields that contradict each other.
     """
     head, _, tail = text.partition(":")
     name, _, preset = head.partition("@")
     fields = []
-    for item in filter(None, tail.split(",")):
+    for item in filter(None, _COMMAS.split(tail)):
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"Expected field=value behind {head!r}:, got {item!r}.")
-        try:
-            fields.append((key.strip(), json.loads(value)))
-        except json.JSONDecodeError:
-            fields.append((key.strip(), value))
+        fields.append((key.strip(), _value(value)))
     setting = Setting(name, None, preset or None, tuple(fields))
-    setting.make()  # unknown names are told now, not after an hour
+    try:
+        setting.make()  # unknown names are told now, not after an hour
+    except TypeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"A field of {text!r} has a value of the wrong kind: {reason}.") from error
     return setting
 
 
-def expand(methods: Sequence[str], budgets: Sequence[Keep], draws: int = 3) -> list[list[Setting]]:
+def _value(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(found) if isinstance(found, list) else found
+
+
+def expand(
+    methods: Sequence[str], budgets: Sequence[Keep], draws: int = 3, turns: str = EACH
+) -> list[list[Setting]]:
     """Every method at every budget; what is drawn at random is drawn several times.
 
     Args:
         methods: as `parse_method` reads them.
-        budgets: for those without a preset.
+        budgets: for those that do not state one themselves.
         draws: seeds of methods that have a `seed` and were not given one.
+        turns: where methods that read the prompt choose, or ``"both"`` ways one after the other.
+            For all others both are the same: they come once.
 
     Returns:
         One group for each row of the table: the draws that are averaged in it.
+
+    Raises:
+        UnknownName: no such method, preset, field or way of turning.
+        BudgetError: a budget out of range.
     """
+    if turns not in TURNS:
+        raise UnknownName("way of turning", turns, TURNS)
     for keep in budgets:
         check_keep(keep)
     groups = []
     for text in methods:
         setting = parse_method(text)
-        known = {field.name for field in dataclasses.fields(catalog.method_class(setting.method))}
-        seeds: list[tuple[tuple[str, Any], ...]] = [()]
-        if "seed" in known and "seed" not in dict(setting.fields):
-            seeds = [(("seed", seed),) for seed in range(draws)]
-        own: list[Keep | None] = [None] if setting.preset else [*budgets]
-        for budget in own:
-            groups.append(
-                [
-                    dataclasses.replace(setting, keep=budget, fields=setting.fields + seed)
-                    for seed in seeds
-                ]
-            )
+        given = dict(setting.fields)
+        free = [f for f in catalog.field_names(setting.method) if _is_seed(f) and f not in given]
+        seeds = [tuple((f, seed) for f in free) for seed in range(draws if free else 1)]
+        states = setting.preset is not None or setting.make().states_budget
+        own: list[Keep | None] = [None] if states else [*budgets]
+        ways = [turns] if setting.reads_prompt else [EACH]
+        groups += [
+            [
+                dataclasses.replace(setting, keep=budget, fields=setting.fields + seed, turns=way)
+                for seed in seeds
+            ]
+            for budget in own
+            for way in ((EACH, FIRST) if ways == [BOTH] else ways)
+        ]
     return groups

@@ -1,8 +1,10 @@
-"""From stored answers and measured costs to the rows of a comparison."""
+"""From stored answers and measured costs to the rows of a comparison, of one model or several."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,40 +15,131 @@ import transformers
 
 import foveate
 from foveate.evaluation import stats
-from foveate.evaluation.answering import FULL
-from foveate.evaluation.comparison import Accuracy, Row
+from foveate.evaluation.answering import BLIND, FULL, WRONG
+from foveate.evaluation.asking import Group
+from foveate.evaluation.comparison import (
+    Accuracy,
+    Comparison,
+    Price,
+    Reuse,
+    Row,
+    Skipped,
+    Spread,
+)
 from foveate.evaluation.cost import Cost
 from foveate.evaluation.data import Dialogue
-from foveate.evaluation.settings import Setting
+from foveate.evaluation.settings import FIRST
 from foveate.evaluation.store import Store
+from foveate.evaluation.timing import Ratio
 
 Rights = list[list[float]]  # of each dialogue, of each turn
 
 
+@dataclasses.dataclass
+class Measured:
+    """One model's answers and costs.
+
+    Attributes:
+        name: the model.
+        store: its answers.
+        groups: what was compared.
+        batch: prompts of the timed prefill.
+        full, seconds: what that prefill costs the full model, and its time.
+        costs, prices: of each group; None where it was left out, or not measured.
+        setting: device, dtype, versions.
+    """
+
+    name: str
+    store: Store
+    groups: Sequence[Group]
+    batch: int
+    full: Cost
+    seconds: float
+    costs: Sequence[Cost | None]
+    prices: Sequence[Price | None]
+    setting: dict[str, Any]
+
+
+def comparison(
+    parts: Sequence[Measured], data: Sequence[Dialogue], model: str, data_name: str
+) -> Comparison:
+    """All rows; of several models the means over them, and each one's own beside it.
+
+    Args:
+        parts: the models, all asked the same.
+        data: the dialogues.
+        model, data_name: how they are called.
+    """
+    first = parts[0]
+    stores = [part.store for part in parts]
+    numbers = [
+        i for i in range(len(first.groups)) if all(p.groups[i].skipped is None for p in parts)
+    ]
+
+    def of(condition: str) -> Accuracy:
+        return accuracy(data, mean([rights(store, data, [condition]) for store in stores]))
+
+    full = _together([part.full for part in parts])
+    rows = tuple(
+        row(stores, data, first.groups[i], _together([p.costs[i] for p in parts]), full)
+        for i in numbers
+    )
+    alone = [accuracy(data, rights(store, data, [FULL])).mean for store in stores]
+    return Comparison(
+        model=model,
+        data=data_name,
+        dialogues=len(data),
+        questions=sum(len(each.turns) for each in data),
+        full=of(FULL),
+        blind=of(BLIND),
+        wrong=of(WRONG) if (WRONG, data[0].name) in first.store else None,
+        majority=majority(data),
+        flops=full.flops,
+        kv_bytes=full.kv_bytes,
+        prefill_seconds=statistics.median(part.seconds for part in parts),
+        batch=first.batch,
+        rows=rows,
+        reuse=tuple(_reuses(parts, data, numbers)),
+        skipped=tuple(_skipped(parts)),
+        setting=first.setting,
+        spread=_deviation(alone),
+        models=tuple(comparison([part], data, part.name, data_name) for part in parts)
+        if len(parts) > 1
+        else (),
+    )
+
+
 def row(
-    store: Store, data: Sequence[Dialogue], settings: Sequence[Setting], found: Cost, full: Cost
+    stores: Sequence[Store], data: Sequence[Dialogue], group: Group, found: Cost, full: Cost
 ) -> Row:
     """One row of the table.
 
     Args:
-        store: the answers of all `settings` and of the full model.
+        stores: the answers of all the group's settings and of the full model, of each model.
         data: the dialogues.
-        settings: the draws that are averaged.
+        group: the draws that are averaged.
         found, full: what the first of them and the full model cost.
     """
     assert found.time is not None
-    keys = [setting.key for setting in settings]
-    answered = rights(store, data, keys)
-    counted = [store[key, each.name] for key in keys for each in data]
-    images = sum(_pictures(each) * len(each.turns) for each in data) * len(keys)
+    keys = [setting.key for setting in group.settings]
+    answered = [rights(store, data, keys) for store in stores]
+    base = [rights(store, data, [FULL]) for store in stores]
+    counted = [store[key, each.name] for store in stores for key in keys for each in data]
+    pictures = sum(_pictures(each) * len(each.turns) for each in data)
+    images = pictures * len(keys) * len(stores)
     per = {name: sum(r[name] for r in counted) / images for name in ("n", "entering", "average")}
     kv_bytes = found.kv_bytes or full.kv_bytes
-    overall, turns, kinds = _differences(data, answered, rights(store, data, [FULL]))
+    overall, turns, kinds = differences(data, mean(answered), mean(base))
+    own = [accuracy(data, each).mean for each in answered]
+    gains = [a - accuracy(data, each).mean for a, each in zip(own, base, strict=True)]
+    accuracy_spread, gain_spread = _deviation(own), _deviation(gains)
     return Row(
-        method=settings[0].label,
-        budget=settings[0].budget,
+        method=group.first.label,
+        budget=group.first.budget,
+        turns=group.turns,
+        oracle=group.oracle,
         draws=len(keys),
-        accuracy=accuracy(data, answered),
+        accuracy=accuracy(data, mean(answered)),
         difference=overall,
         turn_differences=turns,
         kind_differences=kinds,
@@ -58,7 +151,102 @@ def row(
         kv_bytes=kv_bytes,
         kv_share=kv_bytes / full.kv_bytes,
         time=found.time,
+        spread=None
+        if accuracy_spread is None or gain_spread is None
+        else Spread(accuracy_spread, gain_spread),
     )
+
+
+def _reuses(
+    parts: Sequence[Measured], data: Sequence[Dialogue], numbers: Sequence[int]
+) -> Iterable[Reuse]:
+    """Choosing at the first turn beside choosing at each, where both were asked."""
+    groups = parts[0].groups
+    twins = {tuple(groups[i].settings): groups[i] for i in numbers}
+    for i in numbers:
+        group, twin = groups[i], twins.get(groups[i].twin)
+        if group.first.turns != FIRST or twin is None:
+            continue
+        first, each = (
+            [rights(part.store, data, [s.key for s in g.settings]) for part in parts]
+            for g in (group, twin)
+        )
+        overall, turns, _ = differences(data, mean(first), mean(each))
+        gains = [
+            accuracy(data, a).mean - accuracy(data, b).mean
+            for a, b in zip(first, each, strict=True)
+        ]
+        prices = [price for part in parts if (price := part.prices[i]) is not None]
+        yield Reuse(
+            method=group.first.label,
+            budget=group.first.budget,
+            draws=len(group.settings),
+            first=accuracy(data, mean(first)),
+            each=accuracy(data, mean(each)),
+            difference=overall,
+            turn_differences=turns,
+            price=_price(prices),
+            spread=_deviation(gains),
+        )
+
+
+def _skipped(parts: Sequence[Measured]) -> Iterable[Skipped]:
+    for groups in zip(*(part.groups for part in parts), strict=True):
+        left_out = [
+            (part, group.skipped)
+            for part, group in zip(parts, groups, strict=True)
+            if group.skipped is not None
+        ]
+        if left_out:
+            part, found = left_out[0]
+            some = "" if len(left_out) == len(parts) else f"{part.name}: "
+            yield dataclasses.replace(found, reason=some + found.reason)
+
+
+# ---------------------------------------------------------------------- over several models
+
+
+def mean(answered: Sequence[Rights]) -> Rights:
+    """The mean over models, for each dialogue and turn."""
+    return [
+        [float(np.mean(turn)) for turn in zip(*dialogue, strict=True)]
+        for dialogue in zip(*answered, strict=True)
+    ]
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of what one value was drawn of; None for one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _together(found: Sequence[Cost | None]) -> Cost:
+    costs = [cost for cost in found if cost is not None]
+    times = [cost.time for cost in costs if cost.time is not None]
+    return Cost(
+        statistics.median_low([cost.flops for cost in costs]),
+        statistics.median_low([cost.kv_bytes for cost in costs]),
+        _ratio(times) if times else None,
+    )
+
+
+def _price(found: Sequence[Price]) -> Price | None:
+    if not found:
+        return None
+    return Price(
+        statistics.fmean(each.whole for each in found),
+        statistics.fmean(each.new for each in found),
+        _ratio([each.time for each in found]),
+        sum(each.turns for each in found),
+    )
+
+
+def _ratio(found: Sequence[Ratio]) -> Ratio:
+    """Medians over models; of one, its own."""
+    fields = [field.name for field in dataclasses.fields(Ratio)]
+    return Ratio(*(statistics.median(getattr(each, name) for each in found) for name in fields))
+
+
+# ---------------------------------------------------------------------- of one set of answers
 
 
 def setting_of(model: Any) -> dict[str, Any]:
@@ -109,18 +297,18 @@ def accuracy(data: Sequence[Dialogue], answered: Rights) -> Accuracy:
     )
 
 
-def _differences(
-    data: Sequence[Dialogue], answered: Rights, full: Rights
+def differences(
+    data: Sequence[Dialogue], answered: Rights, base: Rights
 ) -> tuple[stats.Interval, tuple[stats.Interval, ...], dict[str, stats.Interval]]:
-    """To the full model: of all questions, of each turn, of each kind."""
+    """What `answered` gains on `base`: of all questions, of each turn, of each kind."""
     longest = max(len(each.turns) for each in data)
     kinds = sorted({turn.kind for each in data for turn in each.turns if turn.kind})
 
     def column(chosen: Iterable[list[bool]]) -> stats.Interval:
         gains, asked = [], []
-        for mask, right, base in zip(chosen, answered, full, strict=True):
+        for mask, right, other in zip(chosen, answered, base, strict=True):
             if any(mask):
-                gains.append(sum(r - b for m, r, b in zip(mask, right, base, strict=True) if m))
+                gains.append(sum(r - b for m, r, b in zip(mask, right, other, strict=True) if m))
                 asked.append(float(sum(mask)))
         return stats.difference(np.array(gains, float), np.array(asked))
 

@@ -146,6 +146,32 @@ def test_broken_data(capsys: Capture, checkpoint: Folder) -> None:
     assert 'data.jsonl:1 needs "image" (or "frames") and "turns"' in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--turns", "last"], "Unknown way of turning 'last'"),
+        (["-m", "visionzip/fast"], "Did you mean 'fastv'?"),
+        (["-m", "visionzip/fastv:keeps=[0.5]"], "takes as many budgets"),
+        (["--all-seeds", "absent"], "No folder absent. --all-seeds needs one with seed0"),
+        (["--all-seeds", "empty"], "empty holds no checkpoint of a training seed"),
+        (["--all-seeds", "empty", "--model", "reference"], "leave out --model"),
+        (["--model", "a", "--model", "a"], "The model a is given twice"),
+    ],
+)
+def test_comparisons(arguments: list[str], message: str, capsys: Capture) -> None:
+    Path("empty", "seed0").mkdir(parents=True)
+    assert message in refused(capsys, "compare", *arguments)
+
+
+def test_an_oracle_of_pictures_that_nobody_drew(capsys: Capture, checkpoint: Folder) -> None:
+    Image.new("RGB", (20, 20)).save("a.png")
+    line = {"image": "a.png", "turns": [{"question": "?", "answer": "x"}]}
+    Path("data.jsonl").write_text(json.dumps(line))
+    given = ["compare", "--data", "data.jsonl", "--model", checkpoint("llava")]
+    assert "known of the shipped scenes only" in refused(capsys, *given, "--oracle")
+    assert "no dialogue here has a second one" in refused(capsys, *given, "--turns", "both")
+
+
 def test_a_comparison_that_is_interrupted(
     capsys: Capture, checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,59 @@ def test_compare(family: str, checkpoint: Folder, tmp_path: Path, capsys: Captur
         "report.html",
     }
     assert len(executed(found["python"])["found"].rows) == 2
+
+
+def test_compare_on_the_scenes(checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+    """Both ways of choosing, the oracle, a chain, and a budget that is out of reach."""
+    out = str(tmp_path / "out")
+    arguments = ["compare", "-m", "visionzip/fastv", "-m", "fastv", "-k", "20%", "--count", "2"]
+    arguments += ["--turns", "both", "--oracle", "--model", checkpoint("llava"), "--out", out]
+    arguments += ["--repeats", "2", "--max-new-tokens", "2"]
+    found = said(capsys, *arguments)
+    assert [(row["method"], row["turns"], row["oracle"]) for row in found["rows"]] == [
+        ("visionzip/fastv", "each", False),
+        ("visionzip/fastv", "first", False),
+        ("oracle", "either", True),
+    ]
+    assert {each["lowest"] for each in found["skipped"]} == {7}
+    assert [each["method"] for each in found["reuse"]] == ["visionzip/fastv"]
+    assert "turns='both', oracle=True" in "".join(found["python"])
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("fastv 20%: not reachable, lowest 7\n") == 1
+    assert "not reachable, lowest 7" in captured.out
+    assert "The price" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_compare_on_all_seeds(
+    checkpoint: Folder, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As training leaves them, or as checkpoints; what is no seed is not taken for one."""
+    seeds = tmp_path / "seeds"
+    shutil.copytree(checkpoint("llava"), seeds / "seed10" / "model")
+    shutil.copytree(checkpoint("llava"), seeds / "seed2")
+    (seeds / "seed3").mkdir()
+    (seeds / "seeds.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "-m", "pool", "-k", "6", "--count", "2", "--repeats", "2"]
+    arguments += ["--max-new-tokens", "2", "--all-seeds", str(seeds)]
+    found = said(capsys, *arguments)
+    assert [each["model"] for each in found["models"]] == ["seed2", "seed10"]
+    assert found["rows"][0]["spread"]["difference"] == 0  # they are one and the same model
+    folder = tmp_path / "output" / "compare" / "seeds"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        *("report.html", "comparison.json"),
+        *("seed2/answers.jsonl", "seed10/answers.jsonl"),
+    }
+    again = executed(found["python"])["found"]
+    assert [each.model for each in again.models] == ["seed2", "seed10"]
+    # Models that are named go by the end of their path, or by as much of it as tells them apart.
+    named = [*arguments[:-2], "--model", str(seeds / "seed2"), "--model", checkpoint("llava")]
+    assert [each["model"] for each in said(capsys, *named)["models"]] == [
+        "seed2",
+        Path(checkpoint("llava")).name,
+    ]
 
 
 # ---------------------------------------------------------------------- the program itself

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from foveate.compressor import Reads
+from foveate.compressor import Grid, Reads
 from foveate.errors import InputError, SavedFileError
 from foveate.evaluation import (
     Comparison,
@@ -26,9 +27,12 @@ from foveate.evaluation import (
     from_reference,
     report,
     summary,
+    tables,
 )
 from foveate.evaluation.answering import Batch
+from foveate.evaluation.asking import Group
 from foveate.evaluation.cost import Cost
+from foveate.evaluation.oracle import Oracle, choose, ground_truth
 from foveate.evaluation.settings import Setting
 from foveate.evaluation.store import Store
 from foveate.evaluation.timing import Ratio
@@ -71,9 +75,14 @@ def run(loaded: tuple[Any, Any], out: Path, **changes: Any) -> Comparison:
 
 
 def untimed(found: Comparison) -> dict[str, Any]:
-    record = dataclasses.asdict(dataclasses.replace(found, prefill_seconds=0.0, batch=0))
-    for row in record["rows"]:
-        row["time"] = None
+    record = found.to_dict()
+    for each in (record, *record["models"]):
+        each["prefill_seconds"] = each["batch"] = None
+        for row in each["rows"]:
+            row["time"] = None
+        for reuse in each["reuse"]:
+            if reuse["price"]:
+                reuse["price"]["time"] = None
     return record
 
 
@@ -193,9 +202,132 @@ def test_other_data_is_not_mixed_with_stored_answers(
 def test_what_a_model_cannot_do_is_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     out = run(loaded, tmp_path, data=from_reference(2), methods=["trim", "pool"], budgets=[4, 26])
     assert [row.budget for row in out.rows] == ["4"]
-    assert [(m, b) for m, b, _ in out.skipped] == [("trim", "4"), ("trim", "26"), ("pool", "26")]
-    assert "CLIP" in out.skipped[0][2]
-    assert "n=25" in out.skipped[2][2]
+    assert [(s.method, s.budget) for s in out.skipped] == [
+        ("trim", "4"),
+        ("trim", "26"),
+        ("pool", "26"),
+    ]
+    assert "CLIP" in out.skipped[0].reason
+    assert "n=25" in out.skipped[2].reason
+
+
+def test_a_budget_out_of_reach_is_told_before_the_model_runs(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its cell says so, while everything else goes on, chains included."""
+    said, order = io.StringIO(), []
+    whole = Batch.converse
+
+    def noted(batch: Batch, setting: Setting | None) -> list[dict[str, Any]]:
+        order.append((None if setting is None else setting.method, said.getvalue()))
+        return whole(batch, setting)
+
+    monkeypatch.setattr(Batch, "converse", noted)
+    methods = ["fastv", "visionzip/fastv", "visionzip/fastv:keeps=[0.5,0.3]"]
+    with Progress(console=Console(file=said, width=200), disable=True) as progress:
+        out = run(
+            loaded,
+            tmp_path,
+            data=from_reference(2),
+            methods=methods,
+            budgets=[0.05, 0.4],
+            progress=progress,
+        )
+    # 25 slots over 4 layers: the first one sees all of them, so 25 / 4 and then some.
+    assert "fastv 5%: not reachable, lowest 7\n" in order[0][1]
+    assert [method for method, _ in order if method] == ["fastv", *["visionzip/fastv"] * 2]
+    assert [(row.method, row.budget) for row in out.rows] == [
+        ("fastv", "40%"),
+        ("visionzip/fastv", "40%"),
+        ("visionzip/fastv:keeps=[0.5,0.3]", "own"),
+    ]
+    # Each chain's first method leaves twice the budget, or what it was given.
+    assert [row.entering for row in out.rows] == [25, 20, 13]
+    assert [round(row.average) for row in out.rows] == [10, 10, 8]
+    # One of 25: visionzip would leave two, and one layer of four sees both of them.
+    assert [(each.method, each.budget, each.lowest) for each in out.skipped] == [
+        ("fastv", "5%", 7),
+        ("visionzip/fastv", "5%", 2),
+    ]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(*tables.tables(out))
+    text = capture.get()
+    assert re.search(r"fastv +5% +not reachable, lowest 7", text)
+    assert "left out" not in text
+    page = report.write_html(out, tmp_path / "report.html").read_text()
+    assert "not reachable, lowest 7" in page
+    assert page.index(">fastv<") < page.index("not reachable") < page.index(">visionzip/fastv<")
+    json.dumps(out.to_dict(), allow_nan=False)
+
+
+def test_a_picture_of_another_size_may_put_a_budget_out_of_reach(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Known only when it comes; the rest goes on."""
+    folder = checkpoints.save("qwen2_vl", tmp_path_factory.mktemp("qwen2_vl"))
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    turn = (Turn("what colour ?", ("red",)),)
+    sizes = [(40, 24), (64, 48)]  # 15 slots, and 48
+    data = [Dialogue(str(s), (Image.effect_noise(s, 50),), turn) for s in sizes]
+    said = io.StringIO()
+    with Progress(console=Console(file=said), disable=True) as progress:
+        out = run(
+            (model, AutoProcessor.from_pretrained(folder)),
+            tmp_path,
+            data=data,
+            methods=["fastv", "pool"],
+            budgets=[10],
+            batch_size=1,
+            progress=progress,
+        )
+    assert said.getvalue() == ""
+    assert [row.method for row in out.rows] == ["pool"]
+    assert [(each.method, each.lowest) for each in out.skipped] == [("fastv", 13)]
+
+
+def test_the_oracle_stands_apart(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    data = from_reference(3)
+    out = run(loaded, tmp_path, data=data, methods=["pool"], budgets=[4, 26], oracle=True)
+    assert [(row.method, row.budget, row.oracle) for row in out.rows] == [
+        ("pool", "4", False),
+        ("oracle", "4", True),
+    ]
+    assert [(each.method, each.budget) for each in out.skipped] == [
+        ("pool", "26"),
+        ("oracle", "26"),
+    ]
+    assert (out.rows[1].visual, out.rows[1].entering) == (25, 4)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(*tables.tables(out))
+    assert "oracle: no method; it is told" in capture.get()
+    page = report.write_html(out, tmp_path / "report.html").read_text()
+    assert 'class="oracle"' in page and "oracle: no method" in page
+    image = Image.new("RGB", (20, 20))
+    mine = [Dialogue("a", (image,), (Turn("?", ("x",)),))]
+    with pytest.raises(InputError, match="shipped scenes only"):
+        run(loaded, tmp_path / "mine", data=mine, methods=["pool"], oracle=True)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_oracle_keeps_what_it_is_told_in_every_turn(loaded: tuple[Any, Any]) -> None:
+    data = from_reference(2)
+    batch = Batch(*loaded, data, [each.load() for each in data], frozenset(), 2)
+    given: list[Any] = []
+
+    class Watched(Oracle):
+        def attach(self, model: Any, **options: Any) -> Any:
+            given.append(options["_recorded"])
+            return super().attach(model, **options)
+
+    (one, two) = batch.converse(Watched(keep=6))
+    assert one["entering"] == two["entering"] == 3 * 6
+    assert len(given) == 3
+    for told in given:
+        for each, (mapping,) in zip(data, told, strict=True):
+            expected = choose(ground_truth(each), (Grid(1, 5, 5),), 6)
+            assert mapping.anchors.tolist() == expected.anchors.tolist()
 
 
 def test_a_comparison_of_which_nothing_is_left(loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -205,7 +337,7 @@ def test_a_comparison_of_which_nothing_is_left(loaded: tuple[Any, Any], tmp_path
     assert not out.rows
     json.dumps(out.to_dict(), allow_nan=False)
     console = Console(width=80, file=io.StringIO())
-    console.print(*report.tables(out))
+    console.print(*tables.tables(out))
     assert "wrong picture" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert "wrong picture" not in report.write_html(out, tmp_path / "report.html").read_text()
 
@@ -225,7 +357,7 @@ def test_every_turn_and_kind_is_set_against_the_full_model(
             store.add(key, each.name, answers=said, **counted)
     store.close()
     price = Cost(1, 1, Ratio(1.0, 1.0, 1.0, 1.0))
-    made = summary.row(store, data, [setting], price, price)
+    made = summary.row([store], data, Group([setting]), price, price)
     assert made.accuracy.turns == (0.5, 0.0)
     assert made.difference[0] == pytest.approx(-2 / 3)
     # Turn 1: the second of two dialogues is lost; both, one or none of them is drawn.
@@ -248,12 +380,12 @@ def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path
 def test_the_tables_show_every_row_in_eighty_columns(found: Comparison) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:
-        console.print(*report.tables(found))
+        console.print(*tables.tables(found))
     text = capture.get()
     for row in found.rows:
         assert f"{row.accuracy.mean:.3f}" in text
-        assert report.delta(row) in text
-        assert report.costs(row)[2] in text
+        assert tables.delta(row) in text
+        assert tables.costs(row)[2] in text
         assert row.method in text
     assert "grey picture" in text
     assert "wrong picture" in text
@@ -272,7 +404,7 @@ def test_the_html_needs_nothing_else(
     assert text.count("data:image/png") == 2
     assert text.count("data:image/svg") == 2
     for row in found.rows:
-        assert report.delta(row) in text
+        assert tables.delta(row) in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 

@@ -59,6 +59,62 @@ def test_methods_as_typed() -> None:
         parse_method("random:seed")
 
 
+def test_chains_as_typed() -> None:
+    setting = parse_method("visionzip/fastv:ratio=3.0,fastv.layer=2")
+    assert setting.label == "visionzip/fastv:ratio=3.0,fastv.layer=2"
+    assert setting.make() == foveate.chain("visionzip", foveate.FastV(layer=2), ratio=3.0)
+    assert parse_method(setting.label) == setting
+    keeps = parse_method("visionzip/fastv:keeps=[0.5,0.25]")
+    assert keeps.make() == foveate.chain(("visionzip", 0.5), ("fastv", 0.25))
+    assert parse_method(keeps.label) == keeps
+    keys = {setting.key, keeps.key, parse_method("visionzip/fastv").key}
+    assert len(keys) == 3
+    with pytest.raises(UnknownName, match=r"'fastv.layr'. Did you mean 'fastv.layer'"):
+        parse_method("visionzip/fastv:fastv.layr=2")
+    with pytest.raises(UnknownName, match="Did you mean 'fastv'"):
+        parse_method("visionzip/fast")
+    with pytest.raises(UnknownName, match="'methods'"):
+        parse_method("visionzip/fastv:methods=x")
+    with pytest.raises(BudgetError, match="takes as many budgets"):
+        parse_method("visionzip/fastv:keeps=[0.5]")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_value_of_the_wrong_kind_is_told() -> None:
+    with pytest.raises(InputError, match="wrong kind"):
+        parse_method("fastv:layer=deep")
+
+
+def test_budgets_that_a_method_states_itself_come_once() -> None:
+    methods = ["visionzip/fastv:keeps=[0.5,0.25]", "fastv:schedule=[4]", "vtw"]
+    groups = expand(methods, [0.5, 0.25])
+    assert [group[0].budget for group in groups] == ["own", "own", "50%", "25%"]
+    assert all(setting.keep is None for group in groups[:2] for setting in group)
+
+
+def test_every_part_of_a_chain_is_drawn_anew() -> None:
+    ((*drawn,),) = expand(["random/fastv"], [0.5], draws=2)
+    assert [dict(setting.fields) for setting in drawn] == [{"random.seed": 0}, {"random.seed": 1}]
+    assert {setting.label for setting in drawn} == {"random/fastv"}
+    assert drawn[1].make() == foveate.chain(foveate.Random(seed=1), "fastv")
+
+
+def test_only_what_reads_the_prompt_comes_in_both_ways() -> None:
+    methods = ["fastv", "visionzip", "visionzip/fastv", "polymorphic", "polymorphic:stages=merge"]
+    for turns, ways in {"each": ["each"], "first": ["first"], "both": ["each", "first"]}.items():
+        groups = expand(methods, [0.5], turns=turns)
+        found = [(g[0].label, g[0].turns) for g in groups]
+        expected = [
+            (method, way)
+            for method in methods
+            for way in (["each"] if method in ("visionzip", "polymorphic:stages=merge") else ways)
+        ]
+        assert found == expected
+        assert len({group[0].key for group in groups}) == len(groups)
+    with pytest.raises(UnknownName, match="'last'"):
+        expand(methods, [0.5], turns="last")
+
+
 def test_what_is_random_is_drawn_several_times_and_presets_once() -> None:
     groups = expand(["random", "pool", "random:seed=5", "visionzip@authors-64"], [4, 0.5], draws=3)
     assert [(g[0].label, g[0].budget, len(g)) for g in groups] == [

@@ -1,0 +1,89 @@
+"""What is known before the model runs: the slots of its pictures, and which budgets it can meet."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from typing import Any
+
+from foveate.adapters import adapter_for
+from foveate.attach.capture import Capture
+from foveate.attach.decision import Decision
+from foveate.attach.prompt import Placed, Prompt
+from foveate.compressor import Compressor, resolve_keep
+from foveate.errors import BudgetError, StageNotAvailable
+from foveate.evaluation.settings import Setting
+
+_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+
+
+def placed(model: Any, inputs: dict[str, Any]) -> list[Placed]:
+    """Every picture of these prompts and where its slots are, in the order of a run's `items`.
+
+    Args:
+        model: as loaded; it is not run.
+        inputs: its inputs, pictures not yet encoded.
+    """
+    adapter = adapter_for(model)
+    captures = [
+        Capture(modality, adapter.layouts(modality, inputs))
+        for modality in adapter.modalities
+        if any(name in inputs for name in _PIXELS[modality])
+    ]
+    ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].bool().cpu()
+    return Prompt(ids, mask).place(adapter, captures)
+
+
+def refusal(model: Any, setting: Setting, sizes: Iterable[int]) -> tuple[str, int | None] | None:
+    """Why a setting cannot be served on pictures of these sizes; None if nothing speaks against it.
+
+    Args:
+        model: as loaded; it is not run.
+        setting: method and budget.
+        sizes: visual tokens of the pictures.
+
+    Returns:
+        The reason, and the lowest count that could be met; None where no count would help.
+    """
+    method, keep = setting.resolved()
+    if isinstance(keep, float) and keep == 1.0:
+        return None  # the untouched model
+    reason, lowest = "", None
+    for n in sizes:
+        try:
+            _try(model, method, keep, n)
+        except StageNotAvailable as error:
+            return str(error), None
+        except BudgetError as error:
+            reason = reason or str(error)
+            least = _lowest(model, method, keep, n)
+            lowest = least if lowest is None else max(lowest, least or 0)
+    return (reason, lowest) if reason else None
+
+
+def _try(model: Any, method: Compressor, keep: int | float | None, n: int) -> None:
+    """Raise what attaching and running would, as far as it depends on counts and layers alone."""
+    decision = Decision(adapter_for(model), method, keep=keep, positions="original", template=None)
+    counts = decision.budgets(n)[: len(decision.outside)]
+    left = counts[-1] if counts else n
+    decision.steps(n, n if left is None else left)
+
+
+def _lowest(model: Any, method: Compressor, keep: int | float | None, n: int) -> int | None:
+    try:
+        asked = None if keep is None else resolve_keep(keep, n)
+    except BudgetError:
+        asked = None  # more than there are
+    if asked is None:
+        return None
+
+    def met(count: int) -> bool:
+        try:
+            _try(model, method, count, n)
+        except BudgetError:
+            return False
+        return True
+
+    counts = range(asked, n + 1)
+    found = bisect.bisect_left(counts, True, key=met)
+    return counts[found] if found < len(counts) else None
