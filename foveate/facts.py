@@ -38,21 +38,32 @@ class Facts:
     seconds: float
 
     def __str__(self) -> str:
-        return "  ·  ".join([self.tokens, self.cache, f"first token {self.first}"])
+        held = f"cache {self.held}"
+        return "; ".join([self.tokens, f"{self.cached} reused", held, f"first token {self.first}"])
 
     @property
     def tokens(self) -> str:
         """What became of the visual tokens."""
         if self.visual is None:
             return "all visual tokens"
-        average = "" if self.average == self.entering else f", {self.average:.4g} on average"
-        kept = f"{self.visual} → {self.entering} visual tokens{average}"
-        return kept if self.fresh else f"{kept}, chosen before"
+        return f"{self.visual} -> {self.entering} visual tokens{self.inside}"
 
     @property
-    def cache(self) -> str:
-        """What was read from the cache, and how large it is."""
-        return f"{self.reused} of {self.prompt} from the cache of {readable_bytes(self.kv_bytes)}"
+    def inside(self) -> str:
+        """The average over layers, where some are dropped between them."""
+        if self.average == self.entering:
+            return ""
+        return f", {self.average:.4g} averaged over {self.layers} layers"
+
+    @property
+    def cached(self) -> str:
+        """How much of the conversation was in the cache."""
+        return f"{self.reused} of {self.prompt} tokens"
+
+    @property
+    def held(self) -> str:
+        """The size of the cache."""
+        return readable_bytes(self.kv_bytes)
 
     @property
     def first(self) -> str:

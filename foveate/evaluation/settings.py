@@ -72,6 +72,18 @@ class Setting:
             **dict(self.fields),
         )
 
+    def chat(self, model: Any, processor: Any, **options: Any) -> foveate.Chat:
+        """`foveate.Chat` with this setting."""
+        return foveate.Chat(
+            model,
+            processor,
+            self.method,
+            keep=self.keep,
+            preset=self.preset,
+            **options,
+            **dict(self.fields),
+        )
+
 
 def parse_keep(text: str) -> Keep:
     """A budget as typed: "64" tokens, "0.25" or "25%" of them.
