@@ -79,6 +79,13 @@ def draw(
     return sheet(panels, [text] if text else [], columns=_PANELS_A_ROW)
 
 
+def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """The whole picture at the size of a panel, nothing drawn on it."""
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return sheet([picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)])
+
+
 def save(image: Image.Image, path: str | Path) -> Path:
     """Write a picture, its folder made if absent; a half-written one never stays.
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from foveate import facts
 from foveate.cli.attaching import chat_line, setting_of
-from foveate.errors import FoveateError, InputError, UnknownName
+from foveate.errors import InputError, UnknownName, told
 from foveate.evaluation.settings import Setting
 from foveate.pictures import load_image
 
@@ -79,8 +79,8 @@ class Terminal:
                     self._command(text)
                 elif text:
                     self._ask(text)
-            except FoveateError as error:
-                self._failure(type(error).__name__, str(error))
+            except Exception as error:  # a conversation outlives a question that fails
+                self._failure(type(error).__name__, told(error))
 
     # ------------------------------------------------------------------ questions
 

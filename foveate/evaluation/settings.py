@@ -43,9 +43,9 @@ class Setting:
 
     @property
     def budget(self) -> str:
-        """The budget as text: "64", "25%", or the preset's own."""
+        """The budget as text: "64", "25%", or the preset's or the fields' own."""
         if self.keep is None:
-            return "preset"
+            return "preset" if self.preset else "by its fields"
         return str(self.keep) if isinstance(self.keep, int) else f"{100 * self.keep:g}%"
 
     @property

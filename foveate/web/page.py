@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
-import torch
 
-from foveate.chat import TURNS
-from foveate.errors import FoveateError
+from foveate.errors import told
 from foveate.evaluation.settings import Setting
 from foveate.pictures import load_image
 from foveate.web import view
@@ -22,7 +20,9 @@ _FORGET = 3600  # seconds after which a visitor who has left is forgotten
 _EVERY = 0.04  # seconds between two updates of a growing answer
 LOOKS: dict[str, Any] = {
     "css": view.CSS,
-    "theme": gr.themes.Default(primary_hue="teal", font=_FONT, font_mono=["monospace"]),
+    "theme": gr.themes.Default(primary_hue="teal", font=_FONT, font_mono=["monospace"]).set(
+        body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400"
+    ),
 }
 
 
@@ -40,34 +40,36 @@ class Upload(gr.Image):
 
 def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blocks:
     """The page; `launch` it with `LOOKS`."""
-    with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(_FORGET, _FORGET)) as page:
+    with gr.Blocks(
+        title="foveate", analytics_enabled=False, fill_width=True, delete_cache=(_FORGET, _FORGET)
+    ) as page:
         state = gr.State(None, time_to_live=_FORGET)
-        gr.HTML(view.head(engine.name, engine.layers))
+        gr.HTML(view.head(engine.name, engine.layers), elem_id="title")
         with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=270):
+            with gr.Column(scale=6, min_width=290):
                 picture = Upload(
-                    label="Picture", type="filepath", image_mode=None, height=230,
+                    label="Picture", type="filepath", image_mode=None, height=250,
                     sources=["upload", "clipboard"], buttons=[], elem_id="picture",
                 )  # fmt: skip
                 gallery = gr.Gallery(
                     [choice.picture for choice in choices], label="Or one of these",
-                    columns=len(choices), rows=1, height=84, object_fit="cover", buttons=[],
-                    allow_preview=False, interactive=False, format="png", elem_id="choices",
-                )  # fmt: skip
-                method = gr.Dropdown(
-                    engine.methods, value=setting.label, label="Method", allow_custom_value=True,
-                    elem_id="method",
+                    columns=6, object_fit="cover", buttons=[], allow_preview=False,
+                    interactive=False, format="png", elem_id="choices",
                 )  # fmt: skip
                 with gr.Row():
+                    method = gr.Dropdown(
+                        engine.methods, value=setting.label, label="Method",
+                        allow_custom_value=True, elem_id="method", min_width=140, scale=3,
+                    )  # fmt: skip
                     keep = gr.Textbox(
                         "" if setting.keep is None else setting.budget, label="Keep",
-                        placeholder="64 or 25%", elem_id="keep", min_width=90,
+                        placeholder="64 or 25%", elem_id="keep", min_width=90, scale=2,
                     )  # fmt: skip
-                    turns = gr.Radio(
-                        list(TURNS), value=engine.turns, label="Choose tokens by turn",
-                        elem_id="turns", min_width=150, scale=2,
-                    )  # fmt: skip
-            with gr.Column(scale=10, min_width=420):
+                turns = gr.Radio(
+                    [("the first", "first"), ("each anew", "each")], value=engine.turns,
+                    label="Which question chooses the tokens", elem_id="turns",
+                )  # fmt: skip
+            with gr.Column(scale=11, min_width=420):
                 notice = gr.HTML("", elem_id="notice")
                 log = gr.HTML("", elem_id="log")
                 with gr.Row():
@@ -75,18 +77,18 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                         placeholder="Ask about the picture", show_label=False, container=False,
                         max_length=LONGEST_QUESTION, scale=8, elem_id="question", autofocus=True,
                     )  # fmt: skip
-                    ask = gr.Button("Ask", variant="primary", scale=1, min_width=70, elem_id="ask")
-                    stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
-                    again = gr.Button("New", scale=1, min_width=70, elem_id="again")
+                    ask = gr.Button("Ask", variant="primary", size="md", min_width=64, elem_id="ask")
+                    stop = gr.Button("Stop", size="md", min_width=64, elem_id="stop")
+                    again = gr.Button("New", size="md", min_width=64, elem_id="again")
                 with gr.Row():
                     suggested = [
                         gr.Button(visible=False, size="sm", elem_classes="fv-suggested")
                         for _ in range(_SUGGESTED)
                     ]
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=7, min_width=300):
                 kept = gr.Image(
                     label="What is kept", type="pil", format="png", interactive=False,
-                    buttons=["fullscreen"], height=400, elem_id="kept",
+                    buttons=["fullscreen"], height=390, elem_id="kept",
                 )  # fmt: skip
                 layer = gr.Slider(
                     0, engine.layers - 1, value=engine.layers - 1, step=1, label="Decoder layer",
@@ -114,8 +116,8 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             """What went wrong in what a visitor wanted; empty if nothing did."""
             try:
                 act()
-            except FoveateError as error:
-                return str(error)
+            except Exception as error:
+                return told(error)
             return ""
 
         def arrive(at: int) -> dict[Any, Any]:
@@ -149,18 +151,19 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             message = explained(lambda: session.choose(name or "", budget or "", way))
             return everything(session, at, message)
 
-        def answer(session: Session, text: str, at: int) -> Iterator[dict[Any, Any]]:
+        def answer(
+            session: Session, text: str, name: str, budget: str, way: str, at: int
+        ) -> Iterator[dict[Any, Any]]:
             yield {question: "", notice: ""}
             last, message = 0.0, ""
             try:
+                session.choose(name or "", budget or "", way)
                 for _ in session.ask(text or ""):
                     if time.monotonic() - last > _EVERY:
                         last = time.monotonic()
                         yield {log: view.log(session)}
-            except FoveateError as error:
-                message = str(error)
-            except torch.OutOfMemoryError:
-                message = "The device has no memory left for this. Begin again, or keep less."
+            except Exception as error:
+                message = told(error)
             field = {question: text} if message else {}
             yield {**field, **everything(session, at, message)}
 
@@ -183,7 +186,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
         for field in (method.change, keep.submit, keep.blur, turns.change):
             field(choose, [state, method, keep, turns, layer], shown, **turn)
         asking = [
-            event(answer, [state, text, layer], [question, *shown], **turn)
+            event(answer, [state, text, method, keep, turns, layer], [question, *shown], **turn)
             for event, text in (
                 (ask.click, question),
                 (question.submit, question),

@@ -17,7 +17,7 @@ from foveate import catalog, drawing, facts, reference
 from foveate.adapters import adapter_for
 from foveate.attach import Item
 from foveate.chat import TURNS, Chat
-from foveate.errors import FoveateError, InputError, UnknownName
+from foveate.errors import FoveateError, InputError, UnknownName, told
 from foveate.evaluation.settings import Setting, parse_keep, parse_method
 from foveate.facts import Facts
 
@@ -168,7 +168,7 @@ class Session:
         self.log = []
 
     def choose(self, method: str, keep: str, turns: str) -> None:
-        """Begin again with another setting, on the same picture.
+        """Begin again with another setting, on the same picture; goes on if it is the same.
 
         Raises:
             UnknownName: no such method, preset, field or way of turning.
@@ -178,9 +178,10 @@ class Session:
         if turns not in TURNS:
             raise UnknownName("way of turning", turns, TURNS)
         setting = parse_method(method.strip())
-        if setting.preset is None:  # a preset states its own budget
+        if setting.preset is None and keep.strip():  # a preset states its own budget
             setting = dataclasses.replace(setting, keep=parse_keep(keep.strip()))
-        self._begin(setting, turns)
+        if (setting, turns) != (self.setting, self.turns):
+            self._begin(setting, turns)
 
     def ask(self, question: str) -> Iterator[Turn]:
         """Both answers, as they come; the turn again and again, each time with more of them.
@@ -206,8 +207,8 @@ class Session:
         turn.full = Said()
         try:
             yield from self._answer(self.full, turn, turn.full)
-        except FoveateError as error:
-            turn.full.error = str(error)
+        except Exception as error:  # the other answer stays
+            turn.full.error = told(error)
         finally:
             if turn.full.facts is None:
                 turn.full.error = turn.full.error or "stopped"
@@ -243,7 +244,7 @@ class Session:
     def overlay(self, layer: int) -> Image.Image | None:
         """The picture with the tokens that a decoder layer runs on; untouched before an answer."""
         if self.picture is None or not self.items:
-            return self.picture
+            return None if self.picture is None else drawing.enlarged(self.picture)
         return drawing.draw(self.picture, self.items[0], layer=layer, title="")
 
 

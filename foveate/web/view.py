@@ -10,35 +10,51 @@ from foveate.facts import Facts
 from foveate.web.session import Said, Session, Turn
 
 CSS = """
-.gradio-container { max-width: 1480px !important; padding: 14px 22px !important; }
-.fv-head { display: flex; align-items: baseline; gap: 14px; margin: 0; }
-.fv-head b { font-size: 21px; letter-spacing: -0.01em; }
+.gradio-container > .main { max-width: 1560px; padding: 18px 26px !important; }
+#title .html-container, #log .html-container, #caption .html-container,
+#notice .html-container { padding: 0 !important; }
+#notice:not(:has(.fv-notice)) { display: none; }
+#picture img { width: 100%; height: 100%; object-fit: contain; }
+#choices .grid-wrap { min-height: 0 !important; height: auto !important; padding: 34px 10px 10px; }
+#choices .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important;
+  grid-auto-rows: auto !important; gap: 6px; height: auto; padding: 0; margin: 0; }
+#choices .thumbnail-item { width: 100% !important; height: auto !important; aspect-ratio: 1;
+  border-radius: 5px; }
+.fv-head { display: flex; align-items: baseline; gap: 14px; }
+.fv-head b { font-size: 22px; letter-spacing: -0.01em; }
 .fv-head span { color: var(--body-text-color-subdued); }
-.fv-log { height: 560px; overflow-y: auto; display: flex; flex-direction: column-reverse;
-  border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 14px;
-  background: var(--background-fill-primary); }
-.fv-log > div { display: flex; flex-direction: column; gap: 20px; }
-.fv-log .fv-empty { margin: auto; max-width: 30em; text-align: center; line-height: 1.5;
+.fv-log { height: calc(100vh - 246px); min-height: 420px; overflow-y: auto; display: flex;
+  flex-direction: column-reverse; border: 1px solid var(--border-color-primary);
+  border-radius: 8px; padding: 16px; background: var(--background-fill-primary); }
+.fv-log::before { content: ""; flex: 1 1 auto; }
+.fv-log:has(.fv-empty) { justify-content: center; align-items: center; }
+.fv-log:has(.fv-empty)::before { display: none; }
+.fv-turns { display: flex; flex-direction: column; gap: 22px; }
+.fv-empty { max-width: 26em; text-align: center; line-height: 1.5;
   color: var(--body-text-color-subdued); }
 .fv-asked { font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; }
-.fv-pair { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
-.fv-said { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px;
-  min-width: 0; display: flex; flex-direction: column; gap: 6px;
+.fv-pair { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.fv-said { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 14px;
+  min-width: 0; display: flex; flex-direction: column; gap: 8px;
   background: var(--background-fill-secondary); }
 .fv-said.fv-short { border-color: var(--primary-500); }
 .fv-who { font-size: 12px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .fv-short .fv-who { color: var(--primary-700); font-weight: 600; }
 .dark .fv-short .fv-who { color: var(--primary-300); }
-.fv-text { white-space: pre-wrap; overflow-wrap: anywhere; flex: 1; min-height: 1.5em; }
+.fv-text { white-space: pre-wrap; overflow-wrap: anywhere; flex: 1; min-height: 1.5em;
+  font-size: 15px; }
 .fv-text.fv-coming::after { content: "\\2588"; opacity: 0.35; }
-.fv-said table { width: 100%; font-size: 12px; border-collapse: collapse; margin: 2px 0 0;
-  color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.fv-said td { padding: 2px 0; border: 0; border-top: 1px solid var(--border-color-primary); }
-.fv-said td + td { text-align: right; color: var(--body-text-color); }
-.fv-notice { border-radius: 8px; padding: 9px 12px; white-space: pre-line; overflow-wrap: anywhere;
+.fv-text.fv-none { color: var(--body-text-color-subdued); }
+.fv-facts { font-size: 12px; line-height: 1.4; font-variant-numeric: tabular-nums; }
+.fv-facts div { display: flex; justify-content: space-between; gap: 10px; padding: 3px 0;
+  border-top: 1px solid var(--border-color-primary); }
+.fv-facts span:first-child { color: var(--body-text-color-subdued); }
+.fv-facts span:last-child { text-align: right; }
+.fv-notice { border-radius: 8px; padding: 10px 14px; white-space: pre-line; overflow-wrap: anywhere;
   color: #8a1c1c; background: #fdecec; border: 1px solid #f3b9b9; }
 .dark .fv-notice { color: #ffd7d7; background: #4a1d1d; border-color: #7d3434; }
-.fv-caption { font-size: 13px; line-height: 1.45; color: var(--body-text-color-subdued); }
+.fv-caption { font-size: 13px; line-height: 1.5; color: var(--body-text-color-subdued);
+  padding: 2px 4px; }
 .fv-caption b { color: var(--body-text-color); }
 @media (max-width: 700px) { .fv-pair { grid-template-columns: 1fr; } }
 """
@@ -46,8 +62,8 @@ CSS = """
 
 def head(model: str, layers: int) -> str:
     """The title."""
-    of = f"{escape(model)}, {layers} decoder layers" if model else f"{layers} decoder layers"
-    return f'<div class="fv-head"><b>foveate</b><span>{of}</span></div>'
+    what = " with ".join([*([escape(model)] if model else []), f"{layers} decoder layers"])
+    return f'<div class="fv-head"><b>foveate</b><span>{what}</span></div>'
 
 
 def log(session: Session) -> str:
@@ -60,7 +76,7 @@ def log(session: Session) -> str:
         )
         return f'<div class="fv-log"><div class="fv-empty">{text}</div></div>'
     turns = "".join(_turn(turn, session.setting) for turn in session.log)
-    return f'<div class="fv-log"><div>{turns}</div></div>'
+    return f'<div class="fv-log"><div class="fv-turns">{turns}</div></div>'
 
 
 def _turn(turn: Turn, setting: Setting) -> str:
@@ -73,16 +89,22 @@ def _turn(turn: Turn, setting: Setting) -> str:
 
 
 def _said(said: Said, who: str, kind: str, waits: bool = False) -> str:
-    coming = "" if said.facts or said.error or waits else " fv-coming"
-    text = f"({said.error})" if said.error else said.text
-    if said.facts is not None and not text:
-        text = "(nothing)"
+    text, kind_of_text = said.text, ""
+    if said.error:
+        text, kind_of_text = f"({said.error})", " fv-none"
+    elif said.facts is None and not waits:
+        kind_of_text = " fv-coming"
+    elif said.facts is not None and not text:
+        text, kind_of_text = "(nothing)", " fv-none"
     rows = _rows(said.facts) if said.facts is not None else []
-    table = "".join(f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, b in rows)
+    lines = "".join(
+        f"<div><span>{escape(name)}</span><span>{escape(value)}</span></div>"
+        for name, value in rows
+    )
     return (
         f'<div class="{kind}"><div class="fv-who">{escape(who)}</div>'
-        f'<div class="fv-text{coming}">{escape(text)}</div>'
-        f"{f'<table>{table}</table>' if table else ''}</div>"
+        f'<div class="fv-text{kind_of_text}">{escape(text)}</div>'
+        f'<div class="fv-facts">{lines}</div></div>'
     )
 
 
@@ -92,9 +114,9 @@ def _rows(found: Facts) -> Sequence[tuple[str, str]]:
     if found.average != found.entering:
         rows.append(("average over layers", f"{found.average:.4g}"))
     rows += [
-        ("cache", found.held),
-        ("first token", found.first),
-        ("from the cache", found.cached),
+        ("first token after", found.first),
+        ("cache afterwards", found.held),
+        ("tokens reused", found.cached.removesuffix(" tokens")),
     ]
     return rows
 

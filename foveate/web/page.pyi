@@ -1,0 +1,206 @@
+"""The page itself: what is where, and which session method a click calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+import torch
+
+from foveate.chat import TURNS
+from foveate.errors import FoveateError
+from foveate.evaluation.settings import Setting
+from foveate.pictures import load_image
+from foveate.web import view
+from foveate.web.session import LONGEST_QUESTION, Choice, Engine, Session
+
+_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_SUGGESTED = 3
+_FORGET = 3600  # seconds after which a visitor who has left is forgotten
+_EVERY = 0.04  # seconds between two updates of a growing answer
+LOOKS: dict[str, Any] = {
+    "css": view.CSS,
+    "theme": gr.themes.Default(primary_hue="teal", font=_FONT, font_mono=["monospace"]),
+}
+
+from gradio.events import Dependency
+
+class Upload(gr.Image):
+    """A picture field that passes the file on: reading it, and saying what is wrong, is ours."""
+
+    def get_block_name(self) -> str:
+        """The field of the browser that shows it."""
+        return "image"
+
+    def preprocess(self, payload: Any) -> Any:
+        """The file that was uploaded."""
+        return None if payload is None else payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blocks:
+    """The page; `launch` it with `LOOKS`."""
+    with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(_FORGET, _FORGET)) as page:
+        state = gr.State(None, time_to_live=_FORGET)
+        gr.HTML(view.head(engine.name, engine.layers))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=270):
+                picture = Upload(
+                    label="Picture", type="filepath", image_mode=None, height=230,
+                    sources=["upload", "clipboard"], buttons=[], elem_id="picture",
+                )  # fmt: skip
+                gallery = gr.Gallery(
+                    [choice.picture for choice in choices], label="Or one of these",
+                    columns=len(choices), rows=1, height=84, object_fit="cover", buttons=[],
+                    allow_preview=False, interactive=False, format="png", elem_id="choices",
+                )  # fmt: skip
+                method = gr.Dropdown(
+                    engine.methods, value=setting.label, label="Method", allow_custom_value=True,
+                    elem_id="method",
+                )  # fmt: skip
+                with gr.Row():
+                    keep = gr.Textbox(
+                        "" if setting.keep is None else setting.budget, label="Keep",
+                        placeholder="64 or 25%", elem_id="keep", min_width=90,
+                    )  # fmt: skip
+                    turns = gr.Radio(
+                        list(TURNS), value=engine.turns, label="Choose tokens by turn",
+                        elem_id="turns", min_width=150, scale=2,
+                    )  # fmt: skip
+            with gr.Column(scale=10, min_width=420):
+                notice = gr.HTML("", elem_id="notice")
+                log = gr.HTML("", elem_id="log")
+                with gr.Row():
+                    question = gr.Textbox(
+                        placeholder="Ask about the picture", show_label=False, container=False,
+                        max_length=LONGEST_QUESTION, scale=8, elem_id="question", autofocus=True,
+                    )  # fmt: skip
+                    ask = gr.Button("Ask", variant="primary", scale=1, min_width=70, elem_id="ask")
+                    stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
+                    again = gr.Button("New", scale=1, min_width=70, elem_id="again")
+                with gr.Row():
+                    suggested = [
+                        gr.Button(visible=False, size="sm", elem_classes="fv-suggested")
+                        for _ in range(_SUGGESTED)
+                    ]
+            with gr.Column(scale=6, min_width=300):
+                kept = gr.Image(
+                    label="What is kept", type="pil", format="png", interactive=False,
+                    buttons=["fullscreen"], height=400, elem_id="kept",
+                )  # fmt: skip
+                layer = gr.Slider(
+                    0, engine.layers - 1, value=engine.layers - 1, step=1, label="Decoder layer",
+                    buttons=[], elem_id="layer",
+                )  # fmt: skip
+                caption = gr.HTML("", elem_id="caption")
+
+        drawn = [kept, caption]
+        shown = [notice, log, *drawn]
+
+        def draw(session: Session, at: int) -> dict[Any, Any]:
+            return {kept: session.overlay(int(at)), caption: view.caption(session, int(at))}
+
+        def everything(session: Session, at: int, message: str = "") -> dict[Any, Any]:
+            return {notice: view.notice(message), log: view.log(session), **draw(session, at)}
+
+        def suggestions(questions: Sequence[str]) -> dict[Any, Any]:
+            texts = [*questions, *[""] * _SUGGESTED]
+            return {
+                button: gr.update(value=text, visible=bool(text))
+                for button, text in zip(suggested, texts, strict=False)
+            }
+
+        def explained(act: Callable[[], Any]) -> str:
+            """What went wrong in what a visitor wanted; empty if nothing did."""
+            try:
+                act()
+            except FoveateError as error:
+                return str(error)
+            return ""
+
+        def arrive(at: int) -> dict[Any, Any]:
+            session = Session(engine, setting)
+            begin = choices[0]
+            session.show(begin.picture)
+            return {
+                state: session,
+                picture: begin.picture,
+                **suggestions(begin.questions),
+                **everything(session, at),
+            }
+
+        def upload(session: Session, path: str | None, at: int) -> dict[Any, Any]:
+            message = explained(lambda: session.show(load_image(path) if path else None))
+            if message:
+                session.show(None)
+            field = {picture: None} if message else {}
+            return {**field, **suggestions(()), **everything(session, at, message)}
+
+        def pick(session: Session, at: int, event: gr.SelectData) -> dict[Any, Any]:
+            choice = choices[int(event.index)]
+            session.show(choice.picture)
+            return {
+                picture: choice.picture,
+                **suggestions(choice.questions),
+                **everything(session, at),
+            }
+
+        def choose(session: Session, name: str, budget: str, way: str, at: int) -> dict[Any, Any]:
+            message = explained(lambda: session.choose(name or "", budget or "", way))
+            return everything(session, at, message)
+
+        def answer(session: Session, text: str, at: int) -> Iterator[dict[Any, Any]]:
+            yield {question: "", notice: ""}
+            last, message = 0.0, ""
+            try:
+                for _ in session.ask(text or ""):
+                    if time.monotonic() - last > _EVERY:
+                        last = time.monotonic()
+                        yield {log: view.log(session)}
+            except FoveateError as error:
+                message = str(error)
+            except torch.OutOfMemoryError:
+                message = "The device has no memory left for this. Begin again, or keep less."
+            field = {question: text} if message else {}
+            yield {**field, **everything(session, at, message)}
+
+        def halt(session: Session, at: int) -> dict[Any, Any]:
+            return everything(session, at)
+
+        def restart(session: Session, at: int) -> dict[Any, Any]:
+            session.reset()
+            return everything(session, at)
+
+        # One call of the model at a time; what changes a session waits in the same line.
+        turn: dict[str, Any] = {
+            "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden",
+            "api_visibility": "private",
+        }  # fmt: skip
+        page.load(arrive, [layer], [state, picture, *suggested, *shown], **turn)
+        picture.upload(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
+        picture.clear(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
+        gallery.select(pick, [state, layer], [picture, *suggested, *shown], **turn)
+        for field in (method.change, keep.submit, keep.blur, turns.change):
+            field(choose, [state, method, keep, turns, layer], shown, **turn)
+        asking = [
+            event(answer, [state, text, layer], [question, *shown], **turn)
+            for event, text in (
+                (ask.click, question),
+                (question.submit, question),
+                *((button.click, button) for button in suggested),
+            )
+        ]
+        stop.click(halt, [state, layer], shown, cancels=asking, **turn)
+        again.click(restart, [state, layer], shown, **turn)
+        layer.change(
+            draw, [state, layer], drawn, trigger_mode="always_last", show_progress="hidden",
+            concurrency_id="drawing", concurrency_limit=1, api_visibility="private",
+        )  # fmt: skip
+    page.queue(max_size=64, api_open=False)
+    return page
