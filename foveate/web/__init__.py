@@ -19,6 +19,8 @@ HERE = "127.0.0.1"
 LARGEST_UPLOAD = "20mb"
 _VISITORS = 32  # conversations whose caches are held at a time; the oldest is forgotten
 _SCENES = 6
+_LOOPBACK = (HERE, "localhost", "::1")
+_EXPOSED = "Warning: whoever reaches {host}:{port} can use this model; there is no password."
 
 
 def serve(
@@ -75,11 +77,8 @@ def running(
     engine = Engine(model, processor, name=name, options=options)
     choices = [*(Choice(name, picture) for name, picture in pictures), *scenes(_SCENES)]
     engine.warm_up(setting)
-    if host is not None and host != HERE:
-        print(
-            f"Warning: whoever reaches {host}:{port} can use this model; there is no password.",
-            file=sys.stderr,
-        )
+    if host is not None and host not in _LOOPBACK:
+        print(_EXPOSED.format(host=host, port=port), file=sys.stderr)
     # What visitors upload is gone when the page is.
     with tempfile.TemporaryDirectory(prefix="foveate-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
