@@ -16,7 +16,7 @@ from foveate.web.session import LONGEST_QUESTION, Choice, Engine, Session
 
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _SUGGESTED = 3
-_FORGET = 3600  # seconds after which a visitor who has left is forgotten
+_KEPT = 3600  # seconds for which files that a browser was sent stay on disk
 _EVERY = 0.04  # seconds between two updates of a growing answer
 LOOKS: dict[str, Any] = {
     "css": view.CSS,
@@ -26,31 +26,33 @@ LOOKS: dict[str, Any] = {
 }
 
 
-class Upload(gr.Image):
-    """A picture field that passes the file on: reading it, and saying what is wrong, is ours."""
+def uploaded(payload: Any) -> str | None:
+    """The file behind a picture field."""
+    return None if payload is None else str(payload.path)
 
-    def get_block_name(self) -> str:
-        """The field of the browser that shows it."""
-        return "image"
 
-    def preprocess(self, payload: Any) -> Any:
-        """The file that was uploaded."""
-        return None if payload is None else payload.path
+def known(session: Session | None) -> Session:
+    """A visitor's session, while it is remembered."""
+    if session is None:  # many others came since
+        raise gr.Error("This conversation was forgotten. Reload the page.", print_exception=False)
+    return session
 
 
 def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blocks:
     """The page; `launch` it with `LOOKS`."""
     with gr.Blocks(
-        title="foveate", analytics_enabled=False, fill_width=True, delete_cache=(_FORGET, _FORGET)
+        title="foveate", analytics_enabled=False, fill_width=True, delete_cache=(_KEPT, _KEPT)
     ) as page:
-        state = gr.State(None, time_to_live=_FORGET)
+        state = gr.State(None)
         gr.HTML(view.head(engine.name, engine.layers), elem_id="title")
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=290):
-                picture = Upload(
+                picture = gr.Image(
                     label="Picture", type="filepath", image_mode=None, height=250,
                     sources=["upload", "clipboard"], buttons=[], elem_id="picture",
                 )  # fmt: skip
+                # Reading the file, and saying what is wrong with it, is ours.
+                picture.preprocess = uploaded
                 gallery = gr.Gallery(
                     [choice.picture for choice in choices], label="Or one of these",
                     columns=6, object_fit="cover", buttons=[], allow_preview=False,
@@ -77,9 +79,11 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                         placeholder="Ask about the picture", show_label=False, container=False,
                         max_length=LONGEST_QUESTION, scale=8, elem_id="question", autofocus=True,
                     )  # fmt: skip
-                    ask = gr.Button("Ask", variant="primary", size="md", min_width=64, elem_id="ask")
-                    stop = gr.Button("Stop", size="md", min_width=64, elem_id="stop")
-                    again = gr.Button("New", size="md", min_width=64, elem_id="again")
+                    ask = gr.Button(
+                        "Ask", variant="primary", size="md", min_width=64, elem_id="ask"
+                    )
+                    stop = gr.Button("Stop", size="md", min_width=64)
+                    again = gr.Button("New", size="md", min_width=64)
                 with gr.Row():
                     suggested = [
                         gr.Button(visible=False, size="sm", elem_classes="fv-suggested")
@@ -100,7 +104,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
         shown = [notice, log, *drawn]
 
         def draw(session: Session, at: int) -> dict[Any, Any]:
-            return {kept: session.overlay(int(at)), caption: view.caption(session, int(at))}
+            return {kept: known(session).overlay(int(at)), caption: view.caption(session, int(at))}
 
         def everything(session: Session, at: int, message: str = "") -> dict[Any, Any]:
             return {notice: view.notice(message), log: view.log(session), **draw(session, at)}
@@ -132,6 +136,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             }
 
         def upload(session: Session, path: str | None, at: int) -> dict[Any, Any]:
+            known(session)
             message = explained(lambda: session.show(load_image(path) if path else None))
             if message:
                 session.show(None)
@@ -140,7 +145,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
 
         def pick(session: Session, at: int, event: gr.SelectData) -> dict[Any, Any]:
             choice = choices[int(event.index)]
-            session.show(choice.picture)
+            known(session).show(choice.picture)
             return {
                 picture: choice.picture,
                 **suggestions(choice.questions),
@@ -148,12 +153,14 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             }
 
         def choose(session: Session, name: str, budget: str, way: str, at: int) -> dict[Any, Any]:
+            known(session)
             message = explained(lambda: session.choose(name or "", budget or "", way))
             return everything(session, at, message)
 
         def answer(
             session: Session, text: str, name: str, budget: str, way: str, at: int
         ) -> Iterator[dict[Any, Any]]:
+            known(session)
             yield {question: "", notice: ""}
             last, message = 0.0, ""
             try:
@@ -167,37 +174,28 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             field = {question: text} if message else {}
             yield {**field, **everything(session, at, message)}
 
-        def halt(session: Session, at: int) -> dict[Any, Any]:
-            return everything(session, at)
+        def halt(session: Session) -> None:
+            known(session).stop()
 
         def restart(session: Session, at: int) -> dict[Any, Any]:
-            session.reset()
+            known(session).reset()
             return everything(session, at)
 
         # One call of the model at a time; what changes a session waits in the same line.
-        turn: dict[str, Any] = {
-            "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden",
-            "api_visibility": "private",
-        }  # fmt: skip
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        turn = {**quiet, "concurrency_id": "model", "concurrency_limit": 1}
+        beside = {**quiet, "concurrency_id": "beside", "concurrency_limit": 4}
         page.load(arrive, [layer], [state, picture, *suggested, *shown], **turn)
         picture.upload(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
         picture.clear(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
         gallery.select(pick, [state, layer], [picture, *suggested, *shown], **turn)
         for field in (method.change, keep.submit, keep.blur, turns.change):
             field(choose, [state, method, keep, turns, layer], shown, **turn)
-        asking = [
+        asking = [(ask.click, question), (question.submit, question)]
+        for event, text in [*asking, *((button.click, button) for button in suggested)]:
             event(answer, [state, text, method, keep, turns, layer], [question, *shown], **turn)
-            for event, text in (
-                (ask.click, question),
-                (question.submit, question),
-                *((button.click, button) for button in suggested),
-            )
-        ]
-        stop.click(halt, [state, layer], shown, cancels=asking, **turn)
+        stop.click(halt, [state], None, **beside)
         again.click(restart, [state, layer], shown, **turn)
-        layer.change(
-            draw, [state, layer], drawn, trigger_mode="always_last", show_progress="hidden",
-            concurrency_id="drawing", concurrency_limit=1, api_visibility="private",
-        )  # fmt: skip
+        layer.change(draw, [state, layer], drawn, trigger_mode="always_last", **beside)
     page.queue(max_size=64, api_open=False)
     return page

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -145,6 +145,7 @@ class Session:
         self.engine = engine
         self.picture: Image.Image | None = None
         self.log: list[Turn] = []
+        self._stopped = threading.Event()
         self._begin(setting, engine.turns)
 
     def _begin(self, setting: Setting, turns: str) -> None:
@@ -183,7 +184,11 @@ class Session:
         if (setting, turns) != (self.setting, self.turns):
             self._begin(setting, turns)
 
-    def ask(self, question: str) -> Iterator[Turn]:
+    def stop(self) -> None:
+        """End the answer that is coming; from another thread."""
+        self._stopped.set()
+
+    def ask(self, question: str) -> Generator[Turn, None, None]:
         """Both answers, as they come; the turn again and again, each time with more of them.
 
         Raises:
@@ -197,6 +202,7 @@ class Session:
                 f"A question of {len(question):,} characters is too long; "
                 f"{LONGEST_QUESTION:,} are the most."
             )
+        self._stopped.clear()
         turn = Turn(question.strip())
         self.log.append(turn)
         try:
@@ -204,6 +210,8 @@ class Session:
         finally:
             if turn.short.facts is None:  # refused, or left early: the question is forgotten
                 self.log.remove(turn)
+        if turn.short.facts is None:
+            return
         turn.full = Said()
         try:
             yield from self._answer(self.full, turn, turn.full)
@@ -220,6 +228,8 @@ class Session:
         with self.engine.alone(), contextlib.closing(stream):
             yield turn
             for piece in stream:
+                if self._stopped.is_set():
+                    return
                 said.text += piece
                 yield turn
             said.text, said.facts = chat.history[-1][2].text, facts.last(chat)

@@ -303,4 +303,5 @@ def test_what_a_model_says_cannot_steer_the_terminal() -> None:
 def test_bytes_that_are_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.TextIOWrapper(io.BytesIO(b"caf\xe9 ?\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", raw)
-    assert list(typed(Console(file=io.StringIO()), echo=False)) == ["caf\N{REPLACEMENT CHARACTER} ?\n"]
+    (line,) = typed(Console(file=io.StringIO()), echo=False)
+    assert line == "caf\N{REPLACEMENT CHARACTER} ?\n"

@@ -60,12 +60,16 @@ def visit(serve: Any) -> Iterator[Any]:
 def ask(page: Any, question: str, turn: int) -> tuple[str, str]:
     """(compressed model's answer, full model's) to the `turn`-th question."""
     page.fill("#question textarea, #question input", question)
-    page.click("#ask")
+    press(page, "Ask")
     row = page.locator("#log .fv-turn").nth(turn - 1)
     row.locator(".fv-facts").nth(1).get_by_text("tokens reused").wait_for()
     assert row.locator(".fv-asked").inner_text() == question
     short, full = row.locator(".fv-text").all_inner_texts()
     return short, full
+
+
+def press(page: Any, button: str) -> None:
+    page.get_by_role("button", name=button, exact=True).click()
 
 
 def drawn(page: Any) -> str:
@@ -94,9 +98,7 @@ def test_a_visit(serve: Any, visit: Any, tmp_path: Path) -> None:
     page.locator("#kept img").wait_for()
     assert page.locator(".fv-suggested").count() == 3
     untouched = drawn(page)
-    page.set_input_files("#picture input[type=file]", path) if page.locator(
-        "#picture input[type=file]"
-    ).count() else upload(page, path)
+    upload(page, path)
     untouched = redrawn(page, untouched)
     assert "after the first answer" in page.inner_text("#caption")
 
@@ -137,12 +139,12 @@ def test_a_visit(serve: Any, visit: Any, tmp_path: Path) -> None:
     page.keyboard.press("Tab")
     page.locator("#notice .fv-notice").wait_for(state="detached")
     ask(page, sample.turns[1][0], 2)
-    page.click("#ask")
+    press(page, "Ask")
     page.locator("#notice").get_by_text("A question is needed").wait_for()
     upload(page, tmp_path / "words.png")
     page.locator("#notice").get_by_text("is no image that can be read").wait_for()
     page.fill("#question textarea, #question input", question)
-    page.click("#ask")
+    press(page, "Ask")
     page.locator("#notice").get_by_text("Choose or upload a picture first").wait_for()
 
     # One of the drawn scenes, and a question that it suggests.
@@ -150,7 +152,7 @@ def test_a_visit(serve: Any, visit: Any, tmp_path: Path) -> None:
     page.locator("#notice .fv-notice").wait_for(state="detached")
     page.locator(".fv-suggested").first.click()
     page.locator("#log .fv-facts").nth(1).get_by_text("tokens reused").wait_for()
-    page.click("#again")
+    press(page, "New")
     page.locator("#log .fv-turn").wait_for(state="detached")
 
 
@@ -162,26 +164,26 @@ def test_an_answer_can_be_stopped(serve: Any, visit: Any, long_winded: Path) -> 
     page = visit(url)
     page.locator("#kept img").wait_for()
     page.fill("#question textarea, #question input", "what colour is the thing ?")
-    page.click("#ask")
+    press(page, "Ask")
     page.wait_for_function("document.querySelector('#log .fv-text')?.innerText.length > 20")
     first = page.inner_text("#log .fv-short .fv-text")
     page.wait_for_function(  # it grows
         "n => document.querySelector('#log .fv-short .fv-text').innerText.length > n",
         arg=len(first),
     )
-    page.click("#stop")
+    press(page, "Stop")
     page.locator("#log .fv-turn").wait_for(state="detached")
     # The model is free again: also for a second visitor, while the first one has left half-way.
     page.fill("#question textarea, #question input", "what colour is the thing ?")
-    page.click("#ask")
+    press(page, "Ask")
     page.wait_for_function("document.querySelector('#log .fv-text')?.innerText.length > 20")
     page.close()
     other = visit(url)
     other.locator("#kept img").wait_for()
     other.fill("#question textarea, #question input", "what colour is the thing ?")
-    other.click("#ask")
+    press(other, "Ask")
     other.wait_for_function("document.querySelector('#log .fv-text')?.innerText.length > 20")
-    other.click("#stop")
+    press(other, "Stop")
     other.locator("#log .fv-turn").wait_for(state="detached")
 
 

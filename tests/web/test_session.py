@@ -204,6 +204,23 @@ def test_an_answer_that_is_left_early_is_forgotten(make: Make) -> None:
     assert session.short.history and not session.full.history
 
 
+def test_an_answer_that_is_stopped_is_forgotten(make: Make) -> None:
+    session = make(max_new_tokens=100)
+    for turn in session.ask(ASKED[0]):
+        if turn.short.text:
+            session.stop()
+    assert not session.log and not session.short.history
+    session.short.max_new_tokens = 3
+    for turn in session.ask(ASKED[0]):
+        if turn.full is not None and turn.full.text:
+            session.stop()
+    assert [turn.full.error for turn in session.log if turn.full] == ["stopped"]
+    session.full.max_new_tokens = 3
+    turn = asked(session, ASKED[1])  # the full model missed a turn, and its picture
+    assert turn.full is not None and turn.full.facts is not None
+    assert len(session.short.history) == 2 and len(session.full.history) == 1
+
+
 def test_the_full_models_failure_leaves_the_other_answer(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
