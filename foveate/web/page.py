@@ -26,11 +26,6 @@ LOOKS: dict[str, Any] = {
 }
 
 
-def uploaded(payload: Any) -> str | None:
-    """The file behind a picture field."""
-    return None if payload is None else str(payload.path)
-
-
 def known(session: Session | None) -> Session:
     """A visitor's session, while it is remembered."""
     if session is None:  # many others came since
@@ -51,8 +46,6 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                     label="Picture", type="filepath", image_mode=None, height=250,
                     sources=["upload", "clipboard"], buttons=[], elem_id="picture",
                 )  # fmt: skip
-                # Reading the file, and saying what is wrong with it, is ours.
-                picture.preprocess = uploaded
                 gallery = gr.Gallery(
                     [choice.picture for choice in choices], label="Or one of these",
                     columns=6, object_fit="cover", buttons=[], allow_preview=False,
@@ -135,9 +128,9 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                 **everything(session, at),
             }
 
-        def upload(session: Session, path: str | None, at: int) -> dict[Any, Any]:
+        def upload(session: Session, file: dict[str, Any] | None, at: int) -> dict[Any, Any]:
             known(session)
-            message = explained(lambda: session.show(load_image(path) if path else None))
+            message = explained(lambda: session.show(load_image(file["path"]) if file else None))
             if message:
                 session.show(None)
             field = {picture: None} if message else {}
@@ -186,8 +179,12 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
         turn = {**quiet, "concurrency_id": "model", "concurrency_limit": 1}
         beside = {**quiet, "concurrency_id": "beside", "concurrency_limit": 4}
         page.load(arrive, [layer], [state, picture, *suggested, *shown], **turn)
-        picture.upload(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
-        picture.clear(upload, [state, picture, layer], [picture, *suggested, *shown], **turn)
+        for event in (picture.upload, picture.clear):
+            # Reading the file, and saying what is wrong with it, is ours.
+            event(
+                upload, [state, picture, layer], [picture, *suggested, *shown], preprocess=False,
+                **turn,
+            )  # fmt: skip
         gallery.select(pick, [state, layer], [picture, *suggested, *shown], **turn)
         for field in (method.change, keep.submit, keep.blur, turns.change):
             field(choose, [state, method, keep, turns, layer], shown, **turn)

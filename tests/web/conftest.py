@@ -51,9 +51,11 @@ def serve() -> Iterator[Serve]:
         raise AssertionError(f"no page: {process.communicate()}")
 
     yield start
+    ended = []
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
+        ended.append((*process.communicate(timeout=60), process.returncode))
+    for out, err, status in ended:
+        assert status == 0, err
         assert "Traceback" not in out + err, err

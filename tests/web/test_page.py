@@ -21,12 +21,10 @@ import json, os
 from foveate import reference, web
 web.require_gradio()
 from gradio import analytics
-from gradio.data_classes import ImageData
 from foveate.evaluation.settings import Setting
 from foveate.web import page
 from foveate.web.session import Engine, scenes
 made = page.build(Engine(*reference.load()), Setting("visionzip", 64), scenes(2))
-(field,) = (each for each in made.blocks.values() if getattr(each, "elem_id", "") == "picture")
 print(json.dumps({
     "functions": [
         [each.name, each.concurrency_id, each.concurrency_limit, each.api_visibility]
@@ -35,7 +33,6 @@ print(json.dumps({
     "analytics": [made.analytics_enabled, analytics.analytics_enabled()],
     "fonts": page.LOOKS["theme"]._stylesheets,
     "css": page.LOOKS["css"],
-    "upload": [field.preprocess(ImageData(path="/some/words.png")), field.preprocess(None)],
 }))
 """
 
@@ -62,8 +59,6 @@ def test_what_the_page_is_made_of(serve: Any) -> None:
         assert visibility == "private"
     assert told["analytics"] == [False, False]
     assert told["fonts"] == [] and "url(" not in told["css"] and "http" not in told["css"]
-    # Reading a file, and saying what is wrong with it, is left to the callback.
-    assert told["upload"] == ["/some/words.png", None]
 
 
 @pytest.mark.slow
