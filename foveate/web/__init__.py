@@ -1,4 +1,4 @@
-"""`foveate chat --web`: a conversation as a page, the full model's answers beside it."""
+"""Conversations as a page, the full model's answers beside the compressed one's."""
 
 from __future__ import annotations
 
