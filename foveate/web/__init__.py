@@ -72,17 +72,16 @@ def running(
     """The same while a context lasts; its address."""
     require_gradio()
     from foveate.web import page
-    from foveate.web.session import Choice, Engine, scenes
+    from foveate.web.session import Engine, choices
 
     engine = Engine(model, processor, name=name, options=options)
-    choices = [*(Choice(name, picture) for name, picture in pictures), *scenes(_SCENES)]
     engine.warm_up(setting)
     if host is not None and host not in _LOOPBACK:
         print(_EXPOSED.format(host=host, port=port), file=sys.stderr)
     # What visitors upload is gone when the page is.
     with tempfile.TemporaryDirectory(prefix="foveate-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        made = page.build(engine, setting, choices)
+        made = page.build(engine, setting, choices(pictures, _SCENES))
         try:
             _, url, _ = made.launch(
                 server_name=host or HERE,

@@ -67,14 +67,12 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             with gr.Column(scale=11, min_width=420):
                 notice = gr.HTML("", elem_id="notice")
                 log = gr.HTML("", elem_id="log")
-                with gr.Row():
+                with gr.Row(elem_id="asking"):
                     question = gr.Textbox(
                         placeholder="Ask about the picture", show_label=False, container=False,
                         max_length=LONGEST_QUESTION, scale=8, elem_id="question", autofocus=True,
                     )  # fmt: skip
-                    ask = gr.Button(
-                        "Ask", variant="primary", size="md", min_width=64, elem_id="ask"
-                    )
+                    ask = gr.Button("Ask", variant="primary", size="md", min_width=64)
                     stop = gr.Button("Stop", size="md", min_width=64)
                     again = gr.Button("New", size="md", min_width=64)
                 with gr.Row():

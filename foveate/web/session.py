@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -20,6 +20,7 @@ from foveate.chat import TURNS, Chat
 from foveate.errors import FoveateError, InputError, UnknownName, told
 from foveate.evaluation.settings import Setting, parse_keep, parse_method
 from foveate.facts import Facts
+from foveate.pictures import SCENE
 
 LONGEST_QUESTION = 4000  # characters
 _PATIENCE = 60.0  # seconds that an answer waits for another visitor's
@@ -41,14 +42,26 @@ class Choice:
     questions: tuple[str, ...] = ()
 
 
-def scenes(count: int) -> list[Choice]:
+def scenes(numbers: Iterable[int]) -> list[Choice]:
     """Drawn scenes of the shipped model's world, with their questions."""
-    return [
-        Choice(
-            f"scene:{sample.seed}", sample.image, tuple(question for question, *_ in sample.turns)
-        )
-        for sample in reference.samples("test", count)
-    ]
+    found = []
+    for number in numbers:
+        (sample,) = reference.samples("test", 1, start=number)
+        questions = tuple(question for question, *_ in sample.turns)
+        found.append(Choice(f"{SCENE}{number}", sample.image, questions))
+    return found
+
+
+def choices(pictures: Iterable[tuple[str, Image.Image]], drawn: int) -> list[Choice]:
+    """The pictures that were given, and so many drawn scenes after them."""
+    found = []
+    for name, picture in pictures:
+        if name.startswith(SCENE):
+            found += scenes([int(name.removeprefix(SCENE))])
+        else:
+            found.append(Choice(name, picture))
+    given = {choice.name for choice in found}
+    return found + [each for each in scenes(range(drawn)) if each.name not in given]
 
 
 @dataclasses.dataclass

@@ -20,10 +20,12 @@ CSS = """
   grid-auto-rows: auto !important; gap: 6px; height: auto; padding: 0; margin: 0; }
 #choices .thumbnail-item { width: 100% !important; height: auto !important; aspect-ratio: 1;
   border-radius: 5px; }
+#asking button { height: 42px; }
 .fv-head { display: flex; align-items: baseline; gap: 14px; }
 .fv-head b { font-size: 22px; letter-spacing: -0.01em; }
 .fv-head span { color: var(--body-text-color-subdued); }
-.fv-log { height: calc(100vh - 246px); min-height: 420px; overflow-y: auto; display: flex;
+.gradio-container:has(.fv-suggested) .fv-log { height: calc(100vh - 246px); }
+.fv-log { height: calc(100vh - 184px); min-height: 420px; overflow-y: auto; display: flex;
   flex-direction: column-reverse; border: 1px solid var(--border-color-primary);
   border-radius: 8px; padding: 16px; background: var(--background-fill-primary); }
 .fv-log::before { content: ""; flex: 1 1 auto; }

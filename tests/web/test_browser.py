@@ -87,7 +87,7 @@ def redrawn(page: Any, before: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_visit(serve: Any, visit: Any, tmp_path: Path) -> None:
-    sample = next(reference.samples("test", 1, start=40))
+    sample = next(reference.samples("test", 1, start=48))
     path = tmp_path / "uploaded.png"
     sample.image.save(path)
     (tmp_path / "words.png").write_text("no picture")

@@ -24,7 +24,7 @@ from gradio import analytics
 from foveate.evaluation.settings import Setting
 from foveate.web import page
 from foveate.web.session import Engine, scenes
-made = page.build(Engine(*reference.load()), Setting("visionzip", 64), scenes(2))
+made = page.build(Engine(*reference.load()), Setting("visionzip", 64), scenes(range(2)))
 print(json.dumps({
     "functions": [
         [each.name, each.concurrency_id, each.concurrency_limit, each.api_visibility]

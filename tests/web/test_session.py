@@ -17,7 +17,7 @@ from foveate.errors import BudgetError, InputError, UnknownName
 from foveate.evaluation.settings import Setting
 from foveate.web import session as module
 from foveate.web import view
-from foveate.web.session import Engine, Said, Session, Turn, scenes
+from foveate.web.session import Engine, Said, Session, Turn, choices, scenes
 from tests.families import checkpoints
 
 ASKED = ("what colour is the thing ?", "is the topmost thing red ?")
@@ -342,6 +342,14 @@ def test_the_engine_offers_what_the_model_can_serve(
 
 
 def test_scenes_bring_their_questions() -> None:
-    (first, second) = scenes(2)
+    (first, second) = scenes(range(2))
     assert first.name == "scene:0" and len(first.questions) == 3
     assert first.picture.size == second.picture.size == (128, 128)
+
+
+def test_pictures_that_are_given_come_first() -> None:
+    own = picture()
+    found = choices([("own.png", own), ("scene:1", scenes([1])[0].picture)], 3)
+    assert [each.name for each in found] == ["own.png", "scene:1", "scene:0", "scene:2"]
+    assert found[0].picture is own and not found[0].questions
+    assert len(found[1].questions) == 3
