@@ -1,15 +1,24 @@
 """Draws the pictures of the documentation with the shipped model.
 
-python docs/make_pictures.py
+    python docs/make_pictures.py
+
+The page of `foveate chat --web` is photographed by the test that visits it:
+
+    FOVEATE_SCREENSHOT=docs/pictures/chat-web.png python -m pytest -m slow tests/web/test_browser.py
 """
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
 
 import foveate
 from foveate import drawing, reference
@@ -21,6 +30,15 @@ KEEP = 32
 KEEP_INSIDE = 128  # on average: methods between decoder layers cannot reach fewer here
 README = ("visionzip", "tome", "divprune")
 SCENE, SIDE = 0, 300
+COMMAND = "foveate chat scene:0 -m visionzip -k 64"
+TYPED = (
+    "what colour is the topmost thing ?",
+    "what size is the orange thing ?",
+    "/method pyramiddrop 50%",
+    "what colour is the topmost thing ?",
+    "/method fastv 10%",
+    "what colour is the topmost thing ?",
+)
 
 
 def readme() -> Image.Image:
@@ -111,6 +129,31 @@ def _with_questions(
     return drawing.sheet(panels, labels, columns=columns)
 
 
+def terminal() -> str:
+    """A conversation in the terminal, as SVG; the first answer warms the model up."""
+    from foveate.cli.loading import Source
+    from foveate.cli.terminal import PROMPT, Terminal
+    from foveate.evaluation.settings import Setting
+    from foveate.pictures import load_image
+
+    model, processor = Source("reference").load()
+    setting, pictures = Setting("visionzip", 64), [("scene:0", load_image("scene:0"))]
+    for _ in range(2):
+        out = Console(record=True, file=io.StringIO(), width=114, highlight=False)
+        out.print(f"[dim]$[/] {COMMAND}")
+        talk = Terminal(model, processor, setting, pictures, out=out, turns="first")
+        for line in TYPED:
+            out.print(f"[bold]{PROMPT}{line}[/]")
+            talk.run([line])
+        out.print()  # the frame cuts the last line close
+    # Rich's own frame fetches a font from another site; a fixed id keeps the file the same.
+    frame = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    frame = frame.replace("Fira Code", "DejaVu Sans Mono")
+    return out.export_svg(
+        title="foveate chat", theme=SVG_EXPORT_THEME, code_format=frame, unique_id="chat"
+    )
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     scenes().save(PICTURES / "scenes.png", optimize=True)
@@ -119,3 +162,4 @@ if __name__ == "__main__":
     clips().save(PICTURES / "clips.png", optimize=True)
     readme().save(PICTURES / "readme.png", optimize=True)
     methods().save(PICTURES / "methods.png", optimize=True)
+    (PICTURES / "chat-terminal.svg").write_text(terminal())

@@ -52,6 +52,14 @@ class Item:
         """Visual tokens that enter decoder layer 0."""
         return next((p.m for layer, p in self.steps if layer is None), self.n)
 
+    def at(self, layer: int) -> Mapping:
+        """P from the n slots to the tokens that a decoder layer runs on."""
+        found: Mapping | None = None
+        for before, p in self.steps:
+            if before is None or before <= layer:
+                found = p if found is None else p.to("cpu") @ found.to("cpu")
+        return Mapping.identity(self.n) if found is None else found
+
     def average(self, layers: int) -> float:
         """Visual tokens averaged over the decoder layers that ran."""
         total, now, done = 0, self.entering, 0

@@ -1,4 +1,4 @@
-"""The command line: `foveate list | show | run | draw | compare | train`.
+"""The command line: `foveate list | show | run | draw | chat | compare | train`.
 
 Every verb returns 0, or 1 for an error that it explains, 2 for a command it does not understand,
 130 if interrupted. Nothing here imports torch before a verb needs it.
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from foveate.cli import catalogue, compare, draw, run, train
+from foveate.cli import catalogue, chat, compare, draw, run, train
 from foveate.errors import FoveateError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("list")(catalogue.list_)
 app.command("show")(catalogue.show)
 app.command("run")(run.run)
 app.command("draw")(draw.draw)
+app.command("chat")(chat.chat)
 app.command("compare")(compare.compare)
 app.add_typer(train.app, name="train")
 
