@@ -4,6 +4,8 @@ VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 OLDEST = .venv-oldest
+EXTRAS = vision,web,browser,dev
+OLDEST_EXTRAS = vision,dev
 
 # One thread for each test process: the tests' tensors are too small to gain from more.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS)
@@ -25,21 +27,21 @@ env: $(VENV)/.installed
 # Makes a CUDA build of torchvision importable beside a CPU build of torch: see the module.
 SHIM = import sysconfig; open(sysconfig.get_path("purelib") + "/torchvision_shim.pth", "w").write("$(CURDIR)/tests/torchvision_shim\nimport torchvision_shim\n")
 
-# $(call install,FOLDER,CONSTRAINTS): a virtual environment with foveate in it, editable.
+# $(call install,FOLDER,CONSTRAINTS,EXTRAS): a virtual environment with foveate in it, editable.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foveate needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
 	@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(1); the first time takes a few minutes."
-	@$(1)/bin/pip install --quiet --constraint $(2) --editable '.[vision,dev]'
+	@$(1)/bin/pip install --quiet --constraint $(2) --editable '.[$(3)]'
 	@$(1)/bin/python -c '$(SHIM)'
 	@touch $(1)/.installed
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt)
+	$(call install,$(VENV),constraints.txt,$(EXTRAS))
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
-	$(call install,$(OLDEST),constraints-oldest.txt)
+	$(call install,$(OLDEST),constraints-oldest.txt,$(OLDEST_EXTRAS))
 
 demo: env
 	$(BIN)/foveate compare --out output/demo

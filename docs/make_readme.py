@@ -33,9 +33,12 @@ ORDER = (
     "saving.py",
     "pictures.py",
     "prompting.py",
+    "chat.py",
+    "facts.py",
     "drawing.py",
     "reference/",
     "evaluation/",
+    "web/",
     "cli/",
 )
 OUTSIDE = {

@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate.attach import Run, attach
+    from foveate.attention import LayerAttention
     from foveate.catalog import chain, make, names
     from foveate.chat import Chat, Reply
-    from foveate.compressor import Compressor, Grid, Preset, Reads, Stage, VisualTokens
+    from foveate.compressor import (
+        Compressor,
+        DecoderMethod,
+        Grid,
+        Preset,
+        Reads,
+        Stage,
+        VisualTokens,
+    )
     from foveate.errors import FoveateError
     from foveate.mapping import Mapping
     from foveate.saving import load, save
@@ -28,8 +37,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Chat": "foveate.chat",
     "Compressor": "foveate.compressor",
+    "DecoderMethod": "foveate.compressor",
     "FoveateError": "foveate.errors",
     "Grid": "foveate.compressor",
+    "LayerAttention": "foveate.attention",
     "Mapping": "foveate.mapping",
     "Preset": "foveate.compressor",
     "Reads": "foveate.compressor",
@@ -48,8 +59,10 @@ _PUBLIC = {
 __all__ = [
     "Chat",
     "Compressor",
+    "DecoderMethod",
     "FoveateError",
     "Grid",
+    "LayerAttention",
     "Mapping",
     "Preset",
     "Reads",

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ class Chat:
 
     def stream(
         self, question: str, images: Sequence[Image.Image] = (), **options: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The same, piece by piece as it is generated; `history[-1]` then holds the reply.
 
         A stream that is left early leaves the conversation as it was before the question.

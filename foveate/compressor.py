@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
@@ -340,6 +341,12 @@ class DecoderMethod(Compressor):
     def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
         """The schedule, or the one that meets the average `keep`."""
         layers = self.layers_in(total)
+        first = int(Reads.BEFORE in self.reads)
+        if not layers or any(a >= b for a, b in itertools.pairwise((first - 1, *layers))):
+            raise BudgetError(
+                f"{type(self).__name__} drops at layers {layers}.\n"
+                f"Give at least one, ascending, from {first} on."
+            )
         if self.schedule is None:
             return super().steps(n, keep, total)
         if len(self.schedule) != len(layers):
@@ -349,6 +356,7 @@ class DecoderMethod(Compressor):
             )
         found, left = [], n
         for layer, count in zip(layers, self.schedule, strict=True):
+            check_keep(count)
             left = min(left, count if isinstance(count, int) else resolve_keep(count, n))
             found.append(Step(layer, left))
         return tuple(found)
@@ -421,20 +429,21 @@ def solve_schedule(
 def _whole(
     exact: Sequence[float], lengths: Sequence[int], wanted: float, n: int
 ) -> tuple[int, ...]:
-    """Whole counts near `exact`, never growing, whose token-layers come nearest `wanted`."""
+    """Each of `exact` rounded down or up, never growing, with about `wanted` token-layers."""
     found = [math.floor(count + 1e-9) for count in exact]
-    # What rounding down left goes to the longest stretches first, one token each.
-    for index in sorted(range(len(found)), key=lambda i: (-lengths[i], i)):
-        left = wanted - sum(c * length for c, length in zip(found, lengths, strict=True))
-        most = found[index - 1] if index else n
-        extra = math.floor(left / lengths[index] + 0.5)
-        found[index] = max(found[index], min(most, found[index] + max(0, min(extra, 1))))
-    # A stretch that its predecessor held back may take what is left.
-    left = wanted - sum(c * length for c, length in zip(found, lengths, strict=True))
-    extra = math.floor(left / lengths[-1] + 0.5)
-    most = found[-2] if len(found) > 1 else n
-    found[-1] = max(1, min(most, found[-1] + extra))
-    return tuple(found)
+    left = wanted - sum(count * length for count, length in zip(found, lengths, strict=True))
+    down = sorted(range(len(found)), key=lambda i: (-lengths[i], i))
+    # What rounding down left goes to the longest stretch that it fills by more than half. One that
+    # is as low as its predecessor waits for it: at least the first that is below n need not wait,
+    # so that less than half of a stretch is left in the end.
+    while True:
+        most = [n, *found]
+        fits = (i for i in down if left > lengths[i] / 2 and found[i] < most[i])
+        if (index := next(fits, None)) is None:
+            return tuple(found)
+        found[index] += 1
+        left -= lengths[index]
+        down.remove(index)
 
 
 def scaled_layers(layers: Sequence[int], of: int, total: int) -> tuple[int, ...]:

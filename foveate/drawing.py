@@ -37,6 +37,7 @@ def draw(
     picture: Image.Image | Sequence[Image.Image],
     item: Item,
     *,
+    layer: int | None = None,
     title: str | None = None,
     side: int = SIDE,
 ) -> Image.Image:
@@ -45,6 +46,7 @@ def draw(
     Args:
         picture: the image that went into the processor; for a video its frames.
         item: what a run says about it (`run.items`).
+        layer: the decoder layer whose tokens are drawn; None for those that reach the last one.
         title: text above it; "n -> m tokens" if None, nothing if empty.
         side: pixels of the longer side of each panel. An image has one panel for each raster that
             the model made of it (base view, mosaic of tiles), a video one for each step in time.
@@ -53,8 +55,9 @@ def draw(
         InputError: there are fewer frames than the model looked at.
     """
     frames = [picture] if isinstance(picture, Image.Image) else list(picture)
-    owner = item.mapping.owner().cpu().numpy()
-    anchors = item.mapping.anchors.cpu().numpy()
+    mapping = item.mapping if layer is None else item.at(layer)
+    owner = mapping.owner().cpu().numpy()
+    anchors = mapping.anchors.cpu().numpy()
     anchored = np.zeros(item.n, bool)
     anchored[anchors] = True
     panels, start = [], 0
@@ -68,12 +71,20 @@ def draw(
                     _cut(frame, grid, side),
                     owner[cells].reshape(shape),
                     anchored[cells].reshape(shape),
-                    np.bincount(owner[owner >= 0], minlength=item.mapping.m),
+                    # At least one entry: everything may have been withdrawn.
+                    np.bincount(owner[owner >= 0], minlength=max(1, mapping.m)),
                 )
             )
         start += grid.size
-    text = f"{item.n} -> {item.mapping.m} tokens" if title is None else title
+    text = f"{item.n} -> {mapping.m} tokens" if title is None else title
     return sheet(panels, [text] if text else [], columns=_PANELS_A_ROW)
+
+
+def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """The whole picture at the size of a panel, nothing drawn on it."""
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return sheet([picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)])
 
 
 def save(image: Image.Image, path: str | Path) -> Path:
@@ -96,11 +107,14 @@ def save(image: Image.Image, path: str | Path) -> Path:
 def sheet(
     pictures: Sequence[Image.Image], labels: Sequence[str] = (), columns: int = 4
 ) -> Image.Image:
-    """Pictures side by side, each under its label; one label for several stands above them all."""
+    """Pictures side by side, each under its label; one label for several stands above them all.
+
+    Labels may have several lines.
+    """
     columns = min(columns, len(pictures))
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     each = len(labels) == len(pictures)
-    bar = _BAR if labels else 0
+    bar = _BAR * max((label.count("\n") + 1 for label in labels), default=0)
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(columns)]
     heights = [max(one.height for one in row) + (bar if each else 0) for row in rows]
     above = 0 if each else bar

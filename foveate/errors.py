@@ -98,3 +98,18 @@ class MissingDependency(FoveateError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed.\n"
             f"Install it with: pip install 'foveate[{extra}]'"
         )
+
+
+def told(error: Exception) -> str:
+    """What to say to somebody who goes on after an error, in at most four lines."""
+    if isinstance(error, FoveateError):
+        return str(error)
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError":
+        return "The device has no memory left for this.\nBegin again, or keep fewer tokens."
+    lines = str(error).strip().splitlines()
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+    return f"The model or the method failed{where}:\n{kind}: {lines[0] if lines else ''}"

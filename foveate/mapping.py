@@ -12,6 +12,7 @@ may use further **virtual** sources (columns n..n+virtual-1), such as the vision
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -192,7 +193,7 @@ class Mapping:
             assert self.cols is not None
             return x[self.cols.to(x.device)]
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        flat = x.reshape(x.shape[0], -1).to(wide)
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:])).to(wide)
         if self.matrix is not None:
             out = self.matrix.to(x.device, wide) @ flat
         else:
@@ -216,7 +217,8 @@ class Mapping:
     def transpose(self, y: Float[Tensor, "m *d"]) -> Float[Tensor, "c *d"]:
         """P^T Y: spreads a value of each kept token back over its sources (heat maps)."""
         p = self.to_matrix(torch.float32).to(y.device)
-        out = p.T @ y.reshape(self.m, -1).float()
+        width = math.prod(y.shape[1:])
+        out = p.T @ y.reshape(self.m, width).float()
         return out.to(y.dtype).reshape(self.n + self.virtual, *y.shape[1:])
 
     def compose(self, first: Mapping) -> Mapping:
@@ -274,6 +276,8 @@ class Mapping:
         """(n,) the row in which each source weighs most, -1 for sources that were dropped."""
         if self.cover is not None:
             return self.cover
+        if not self.m:  # everything was withdrawn
+            return torch.full((self.n,), -1, device=self.anchors.device)
         weight, row = self.to_matrix()[:, : self.n].abs().max(0)
         return torch.where(weight > 0, row, torch.full_like(row, -1))
 

@@ -278,14 +278,15 @@ def density_peaks(
     distance = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance / wide.shape[1] ** 0.5
     nearest = distance.topk(min(neighbours, n), largest=False).values
-    density = (-nearest.square().mean(1)).exp()
+    # In logarithms: rho itself is zero in float32 wherever distances are 10 or more.
+    sparsity = nearest.square().mean(1)  # -log rho
     index = torch.arange(n, device=x.device)
-    denser = (density > density[:, None]) | (
-        (density == density[:, None]) & (index < index[:, None])
+    denser = (sparsity < sparsity[:, None]) | (
+        (sparsity == sparsity[:, None]) & (index < index[:, None])
     )
     far = distance.max()
     delta = torch.where(denser, distance, far).amin(1)
-    centres = top(density * delta, clusters).sort().values
+    centres = top(delta.log() - sparsity, clusters).sort().values
     owner = distance[:, centres].argmin(1)
     owner[centres] = torch.arange(len(centres), device=x.device)
     return centres, owner

@@ -146,3 +146,8 @@ def test_the_readmes_first_example_prints_what_the_readme_says() -> None:
     printed = make_readme.run(code)
     assert untimed(printed) == untimed(said)
     assert printed.strip()
+
+
+def test_the_conversation_on_its_page_goes_as_it_says() -> None:
+    page = ROOT / "docs/chat.md"
+    assert make_readme.run(blocks(page)[0]) == blocks(page, "text")[0]

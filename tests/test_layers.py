@@ -31,8 +31,10 @@ LAYERS = (
     "pictures",
     "prompting",
     "chat",
+    "facts",
     "drawing",
     "evaluation",
+    "web",
     "cli",
     "__main__",
 )

@@ -372,3 +372,13 @@ def test_a_file_whose_parts_do_not_fit_is_refused(
 def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Mapping.load(tmp_path / "absent.safetensors")
+
+
+def test_a_mapping_may_withdraw_everything() -> None:
+    nothing = Mapping.select(torch.zeros(0, dtype=torch.long), 5)
+    assert nothing.m == 0 and nothing.n == 5
+    assert nothing.owner().tolist() == [-1] * 5
+    assert nothing.apply(torch.randn(5, 3)).shape == (0, 3)
+    assert nothing.transpose(torch.randn(0, 3)).tolist() == [[0.0] * 3] * 5
+    assert (nothing @ Mapping.select(torch.arange(5), 8)).n == 8
+    assert nothing.in_raster_order() is nothing

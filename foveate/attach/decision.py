@@ -296,7 +296,12 @@ class Decision:
             if Reads.TEXT in reads:
                 found["text"] = embeds[row, torch.tensor(live.text).to(embeds.device)].detach()
             if Reads.START in reads:
-                found["start"] = embeds[row, item.slots.to(embeds.device)].detach()
+                start = embeds[row, item.slots.to(embeds.device)].detach()
+                if live.entered is not None:
+                    # By anchors, wherever the rows run: positions may count them anew.
+                    (_, first), *_ = item.steps
+                    start[first.anchors.to(start.device)] = live.entered.detach().to(start)
+                found["start"] = start
         if Reads.TEXT_STATES in reads:
             found["text_states"] = text_states
         if Reads.NORMED in reads:

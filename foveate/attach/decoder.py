@@ -232,15 +232,16 @@ class Decoder:
                 changed |= not mapping.is_identity
                 if new is not None:
                     writes.append((live, new))
+                    live.entered = new
             live.steps = decision.steps(p.layout.n, live.item.mapping.m)
         if changed:
             now.keep_rows(0)
             now.entry = now.kept[0]
+        now.embeds = embeds if decision.inside is not None else None
         if changed and writes:
             embeds = embeds.clone()
             for live, new in writes:
                 embeds[live.placed.row, live.alive.to(embeds.device)] = new.to(embeds.dtype)
-        now.embeds = embeds if decision.inside is not None else None
         return embeds
 
     def _tables(self, now: Pass, kwargs: dict[str, Any], language: nn.Module) -> Tables | None:

@@ -52,6 +52,14 @@ class Item:
         """Visual tokens that enter decoder layer 0."""
         return next((p.m for layer, p in self.steps if layer is None), self.n)
 
+    def at(self, layer: int) -> Mapping:
+        """P from the n slots to the tokens that a decoder layer runs on."""
+        found: Mapping | None = None
+        for before, p in self.steps:
+            if before is None or before <= layer:
+                found = p if found is None else p.to("cpu") @ found.to("cpu")
+        return Mapping.identity(self.n) if found is None else found
+
     def average(self, layers: int) -> float:
         """Visual tokens averaged over the decoder layers that ran."""
         total, now, done = 0, self.entering, 0
@@ -77,6 +85,8 @@ class Live:
     recorded: Sequence[Mapping] | None = None
     # Decoder layer -> tokens to leave there; None where the method's own fields decide.
     steps: dict[int, int | None] = dataclasses.field(default_factory=dict)
+    # Embeddings of its rows that replace those of their anchors before layer 0; None: none do.
+    entered: Tensor | None = None
 
     @classmethod
     def all_of(cls, placed: Placed) -> Live:
@@ -136,7 +146,7 @@ class Pass:
         seen: what was read of the decoder layer that ran last, for methods that look at it.
         decided, alive: decoder layer -> what was decided there, and where each picture's tokens
             lived before it; a checkpoint's recomputation applies them again.
-        embeds: the input embeddings, for methods that read them later on.
+        embeds: the input embeddings, without merged tokens, for methods that read them later on.
         deepstack, deep_index: visual features that the first layers add, and (b, s) which of
             their rows belongs to each sequence position, -1 for none.
         prompt: the token ids, None for a pass without pictures.

@@ -78,8 +78,8 @@ class Report:
             lines[0] += f", {self.specials / per:g} newline or separator tokens each"
         if self.kv_bytes:
             lines.append(
-                f"KV cache after prefill {_bytes(self.kv_bytes)} instead of "
-                f"{_bytes(self.kv_bytes_full)}"
+                f"KV cache after prefill {readable_bytes(self.kv_bytes)} instead of "
+                f"{readable_bytes(self.kv_bytes_full)}"
             )
         lines.append(
             f"deciding took {1e3 * self.decision_seconds:.1f} ms of "
@@ -88,7 +88,8 @@ class Report:
         return "\n".join(lines)
 
 
-def _bytes(count: int) -> str:
+def readable_bytes(count: int) -> str:
+    """With a unit: 84 KiB."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]

@@ -1,4 +1,4 @@
-"""The command line: `foveate list | show | run | draw | compare`.
+"""The command line: `foveate list | show | run | draw | chat | compare | train`.
 
 Every verb returns 0, or 1 for an error that it explains, 2 for a command it does not understand,
 130 if interrupted. Nothing here imports torch before a verb needs it.
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from foveate.cli import catalogue, compare, draw, run
+from foveate.cli import catalogue, chat, compare, draw, run, train
 from foveate.errors import FoveateError
 
 app = typer.Typer(
@@ -27,11 +27,13 @@ app.command("list")(catalogue.list_)
 app.command("show")(catalogue.show)
 app.command("run")(run.run)
 app.command("draw")(draw.draw)
+app.command("chat")(chat.chat)
 app.command("compare")(compare.compare)
+app.add_typer(train.app, name="train")
 
 
 _INTERRUPTED = 130
-_GOES_ON = "a comparison goes on from here when it is started again."
+_GOES_ON = "a comparison or a training goes on from here when it is started again."
 
 
 def _version(asked: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from foveate.cli.output import call
 from foveate.errors import BudgetError
@@ -38,5 +39,19 @@ def attach_line(setting: Setting, positions: str | None = None) -> str:
         keep=setting.keep,
         preset=setting.preset,
         positions=positions,
+        **dict(setting.fields),
+    )
+
+
+def chat_line(setting: Setting, **options: Any) -> str:
+    """The `chat = foveate.Chat(...)` that the setting stands for."""
+    return "chat = " + call(
+        "foveate.Chat",
+        "model",
+        "processor",
+        repr(setting.method),
+        keep=setting.keep,
+        preset=setting.preset,
+        **options,
         **dict(setting.fields),
     )

@@ -24,8 +24,14 @@ def finish(result: dict[str, Any], shown: list[Any], python: list[str], as_json:
     console = Console(soft_wrap=True, highlight=False)
     for each in shown:
         console.print(each)
-    console.print("\n[dim]The same in Python:[/]")
-    console.print(Syntax("\n".join(python), "python", background_color="default"))
+    for each in python_lines(python):
+        console.print(each)
+
+
+def python_lines(python: list[str]) -> list[Any]:
+    """The lines that do the same, for people."""
+    code = Syntax("\n".join(python), "python", background_color="default")
+    return ["\n[dim]The same in Python:[/]", code]
 
 
 def call(function: str, *arguments: str, **options: Any) -> str:

@@ -120,6 +120,10 @@ class Setting:
         """`foveate.attach` with this setting."""
         return foveate.attach(model, **self.options, **options)
 
+    def chat(self, model: Any, processor: Any, **options: Any) -> foveate.Chat:
+        """`foveate.Chat` with this setting."""
+        return foveate.Chat(model, processor, **self.options, **options)
+
 
 def _is_seed(field: str) -> bool:
     return field.rpartition(".")[2] == "seed"

@@ -17,7 +17,7 @@ Differs from the paper's code:
     Pivots take turns in the order of their key length, visual ones first; there in the order in
     which Python iterates a set of integers (Jaccard 0.81 to 0.92 between the two). A count that 8
     does not divide gives one token more to the first pivots; there the remainder is lost, and 4
-    come on top (the presets follow it: 132 for "128").
+    come on top (the presets follow it: 132 for "128"). Newline tokens stay and do not compete.
 
 When it fails:
     It looks for variety, not for what is asked about. Few tokens leave pivots only.
@@ -35,6 +35,7 @@ import torch
 
 from foveate import ops
 from foveate.compressor import DecoderMethod, Preset, Reads, VisualTokens, scaled_layers
+from foveate.errors import BudgetError
 from foveate.mapping import Mapping
 
 _RELEASE = "ZichenWen1/DART: K=2, 4 + 4 pivots"
@@ -62,6 +63,16 @@ class DART(DecoderMethod):
             f"{_RELEASE}; LLaVA-NeXT, 324 stay", {"layer": 2, "schedule": (324,)}
         ),
     }
+
+    def __post_init__(self) -> None:
+        fewest = min(self.visual_pivots, self.text_pivots)
+        early = self.layer is not None and self.layer < 1
+        if early or fewest < 0 or not self.visual_pivots + self.text_pivots:
+            raise BudgetError(
+                f"DART needs layer >= 1 and at least one pivot; got layer={self.layer}, "
+                f"visual_pivots={self.visual_pivots}, text_pivots={self.text_pivots}.\n"
+                "Layer K is decided by the keys of layer K - 1."
+            )
 
     def layers_in(self, total: int) -> tuple[int, ...]:
         """K."""

@@ -17,8 +17,8 @@ Needs:
 Differs from the paper's code:
     Tokens leave before the next layer; there they leave between attention and MLP of layer l. What
     stays computes the same, and the average counts tokens entering a layer, as there. The rule for
-    choosing is the released one (a product of ranks' values); the paper describes the one that the
-    fitting uses (an intersection). A quota of the last layer changes nothing and is dropped.
+    choosing is the released one (a product); the paper describes the one that the fitting uses (an
+    intersection). A quota of the last layer changes nothing and is dropped.
 
 When it fails:
     Its score reads whole columns of attention in most layers, which costs more than it saves on
@@ -111,6 +111,13 @@ class FitPrune(Compressor):
         for cut, quotas in _QUOTAS.items()
     }
 
+    def __post_init__(self) -> None:
+        if self.quotas is not None and not all(quota >= 0 for quota in self.quotas):
+            raise BudgetError(
+                f"FitPrune needs quotas of tokens (or shares, if below 1) to remove; got "
+                f"{min(self.quotas)} among them.\nUse 0 for a layer that removes none."
+            )
+
     @property
     def states_budget(self) -> bool:
         """Whether quotas are given."""
@@ -131,8 +138,9 @@ class FitPrune(Compressor):
                 "Fit quotas for it with foveate.fitting.quotas, or give keep=."
             )
         else:
-            gone = [round(q * n) if isinstance(q, float) else q for q in self.quotas[:-1]]
-            counts = tuple(max(0, n - lost) for lost in itertools.accumulate(gone))
+            # Shares add up before they are rounded: many a quota is less than a token of a small n.
+            gone = itertools.accumulate(q * n if q < 1 else q for q in self.quotas[:-1])
+            counts = tuple(max(0, round(n - lost)) for lost in gone)
         before = (n, *counts)
         return tuple(
             Step(layer, count)

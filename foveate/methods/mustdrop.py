@@ -48,7 +48,7 @@ from foveate.compressor import (
     scaled_layers,
     solve_schedule,
 )
-from foveate.errors import StageNotAvailable
+from foveate.errors import BudgetError, StageNotAvailable
 from foveate.mapping import Mapping
 
 _RELEASE = "liuting20/MustDrop at 909afa5"
@@ -81,6 +81,14 @@ class MustDrop(DecoderMethod):
         "authors-64": _thresholds("TextVQA, 64 tokens", 0.011, 0.01),
         "authors-vizwiz-64": _thresholds("VizWiz, 64 tokens", 0.005, 0.001),
     }
+
+    def __post_init__(self) -> None:
+        stated = (self.together is not None, self.single is not None)
+        if stated[0] != stated[1] or (stated[0] and self.schedule is not None):
+            raise BudgetError(
+                f"MustDrop takes both thresholds, or a schedule, or keep; got together="
+                f"{self.together}, single={self.single}, schedule={self.schedule}."
+            )
 
     @property
     def states_budget(self) -> bool:
@@ -116,8 +124,8 @@ class MustDrop(DecoderMethod):
             single = torch.maximum(single, rows.amax(0))
         key = key.to(together.device)
         if keep is not None:
-            # Attention is at most one a row: adding their number puts the key set in front.
-            order = ops.top(together + key * (len(seen.text) + 1.0), keep)
+            order = ops.top(together, n)
+            order = torch.cat([order[key[order]], order[~key[order]]])[:keep]
             return Mapping.select(order.sort().values, n)
         if self.together is None or self.single is None:
             return Mapping.identity(n, together.device)

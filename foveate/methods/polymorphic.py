@@ -11,7 +11,8 @@ The mapping:
     (1) of m = K budget rows, m / 6.4 are clusters and the others the tokens of highest attention
         (5.4 : 1);
     (2) the rest is clustered by density peaks (Eq. 1-6) and each cluster averaged (Eq. 7).
-    Stage 2, before layers 3, 7, 16 of 32 (3, 7, 13 of 28), V and T visual and text embeddings:
+    Stage 2, before layers 3, 7, 16 of 32 or 40 (3, 7, 13 of 28), V and T visual and text
+    embeddings:
     (3) M = softmax(V T^T / sqrt(d)) over the text, s_j its mean over V; raters: s_j above the
         mean (Eq. 9, 10);
     (4) a_i = mean over raters of M_ij (Eq. 11); the tokens of highest a_i stay (Eq. 12);
@@ -24,11 +25,12 @@ Needs:
 Differs from the paper's code:
     No code is public. What the paper leaves open is a field: V and T are input embeddings
     (`raters="embeddings"`) or the states entering the layer; the text is the user's question
-    without template tokens; merged tokens count (`merged_counts`), or come on top; each step
-    leaves the same share of what it found; a density has `neighbours` nearest tokens, the token
-    itself among them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be
-    text-guided pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1
-    is stage 1 alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
+    without template tokens; merged tokens count (`merged_counts`), or come on top of the budget;
+    each step leaves the same share of what it found; a token merged between layers keeps its
+    centre's embedding as V; a density has `neighbours` nearest tokens, the token itself among
+    them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be text-guided
+    pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1 is stage 1
+    alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
 
 When it fails:
     M is made of raw embeddings, which hardly meet across modalities. Attention in the tower
@@ -54,6 +56,7 @@ from foveate.compressor import (
     Preset,
     Reads,
     Stage,
+    Step,
     VisualTokens,
     scaled_layers,
     solve_schedule,
@@ -62,10 +65,9 @@ from foveate.errors import BudgetError, StageNotAvailable
 from foveate.mapping import Mapping
 
 _PAPER = "OpenReview Px0UrEUcFQ"
-# Retained to merged about 5.4 : 1.
-_MERGED_SHARE = 1 / 6.4
-_DEPTHS = {28: (3, 7, 13)}  # Qwen2-VL-7B; else 3, 7, 16 of 32
+_RETAINED = 5.4  # to one merged token
 _LAYERS, _OF = (3, 7, 16), 32
+_DEPTHS = {28: (3, 7, 13), 40: _LAYERS}  # Qwen2-VL-7B, LLaVA-1.5-13B; others at the depth of 32
 
 
 def consolidate(
@@ -88,7 +90,7 @@ def consolidate(
 
 def merged_of(m: int) -> int:
     """How many of m tokens are merged ones."""
-    return min(m, max(1, round(m * _MERGED_SHARE)))
+    return min(m, max(1, round(m / (_RETAINED + 1))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Prune(DecoderMethod):
     Attributes:
         at: layers before which tokens are dropped; None: the paper's, by depth.
         raters: what V and T are, ``"embeddings"`` or ``"states"``.
-        merged_counts: whether merged tokens are part of the count, or come on top of it.
+        merged_counts: whether merged tokens are part of a step's count, or come on top of it.
         neighbours: nearest tokens that make a density.
     """
 
@@ -136,6 +138,17 @@ class Prune(DecoderMethod):
         if self.at is not None:
             return self.at
         return _DEPTHS.get(total, scaled_layers(_LAYERS, _OF, total))
+
+    def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
+        """The schedule, or the one that meets the average `keep`; merged tokens may add to it."""
+        found = super().steps(n, keep, total)
+        if self.merged_counts:
+            return found
+        counts = [
+            None if step.keep is None else min(n, step.keep + max(1, round(step.keep / _RETAINED)))
+            for step in found
+        ]
+        return tuple(Step(step.layer, count) for step, count in zip(found, counts, strict=True))
 
     def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
         """The same share of what is left stays at every step."""
@@ -155,12 +168,8 @@ class Prune(DecoderMethod):
         question = text[tokens.asked.to(text.device)]
         chosen, match = ops.raters(visual, question, question.shape[1] ** -0.5)  # (3)
         score = match[:, chosen].mean(1)  # (4)
-        n = tokens.n
-        m = n if keep is None else keep
-        merged = merged_of(m)
-        if not self.merged_counts:
-            m = min(n, m + merged)
-        return consolidate(tokens.features, score, m, self.neighbours, merged)  # (5)
+        m = tokens.n if keep is None else keep
+        return consolidate(tokens.features, score, m, self.neighbours, merged_of(m))  # (5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +211,8 @@ class Polymorphic(Compressor):
             raise BudgetError(
                 f"Polymorphic's raters are 'embeddings' or 'states'; got {self.raters!r}."
             )
+        if self.neighbours < 1:
+            raise BudgetError(f"Polymorphic needs neighbours >= 1; got {self.neighbours}.")
 
     @property
     def parts(self) -> tuple[Compressor, ...]:

@@ -11,7 +11,8 @@ The mapping:
     (2) p_j = mean over raters of A[rater, j]; the k highest stay;
     (3) of the r others the int(0.3 r) + 1 best are candidates, in int(candidates / 10) + 1
         clusters by density peaks, as many neighbours as clusters;
-    (4) P = one-hot rows of the k, and the mean of each cluster; k + clusters is the count.
+    (4) P = one-hot rows of the k, and the mean of each cluster; k + clusters is the count, and a
+        count too small for both is all k.
 
 Needs:
     The attention of the layers before 3, 7 and 16 of 32: the raters' rows. Input embeddings.
@@ -104,7 +105,8 @@ class SparseVLM(DecoderMethod):
         order = ops.top(score, n)
         if clusters == 0:
             return Mapping.select(order[:k].sort().values, n)
-        candidates = order[k : k + _candidates(n - k)]  # (3)
+        # (3) in slot order, so that ties in density go to the lower slot, not to the better score
+        candidates = order[k : k + _candidates(n - k)].sort().values
         centres, member = ops.density_peaks(tokens.features[candidates], clusters, clusters)
         owner = torch.full((n,), -1, device=order.device)
         owner[order[:k]] = torch.arange(k, device=order.device)
@@ -120,7 +122,7 @@ def split(n: int, m: int) -> tuple[int, int]:
     """How m of n tokens divide into kept ones and clusters of turned-down ones.
 
     The largest k with k + clusters(n - k) = m; clusters shrink by at most one as k grows by one,
-    so that every m has one.
+    so that every m above the most clusters has one. A smaller m is all kept ones.
     """
     if m >= n:
         return n, 0

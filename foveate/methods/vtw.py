@@ -71,7 +71,8 @@ class VTW(Compressor):
         if layer < 1:
             raise BudgetError(
                 f"keep={keep} cannot be reached: the first of {total} layers runs on all {n} "
-                f"tokens.\nThe lowest average is {math.ceil(n / total)}."
+                f"tokens, {n / total:g} on average.\n"
+                f"The lowest keep that rounds up to it is {math.ceil(n / (2 * total))}."
             )
         return (Step(layer, 0),) if layer < total else ()
 

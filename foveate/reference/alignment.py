@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from foveate.reference import words
 from foveate.reference.architecture import position_code
@@ -36,7 +36,12 @@ _SORTS = (None, "thing", "number", "sign")
 
 
 def patch_targets(
-    table: Tensor, labels: dict[str, Tensor], offsets: Tensor, grid: int, size: float
+    table: Tensor,
+    labels: dict[str, Tensor],
+    offsets: Tensor,
+    grid: int,
+    size: float,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """What each projected patch should be: float[b, grid * grid, width].
 
@@ -45,6 +50,7 @@ def patch_targets(
         labels, offsets: as `labels.patch_labels` gives them.
         grid: patches per side.
         size: root mean square of the place code.
+        whole: bool[b] which pictures are whole ones; places in a part say nothing. None: all.
     """
     vocabulary = words.vocabulary()
     target = torch.zeros(*offsets.shape[:2], table.shape[1])
@@ -59,15 +65,16 @@ def patch_targets(
     middles = (torch.arange(grid) + 0.5) * SIDE / grid
     here = torch.stack([middles.repeat(grid), middles.repeat_interleave(grid)], dim=-1)
     centres = here + 16 * offsets.nan_to_num(0.0)
-    target += size * 2**0.5 * position_code(centres / 8 - 0.5, table.shape[1])
+    code = size * 2**0.5 * position_code(centres / 8 - 0.5, table.shape[1])
     thirds = (centres * 3 / SIDE).long().clamp(0, 2)
     regions = torch.stack([table[vocabulary[word]] for word in words.REGION_WORDS])
-    return target + regions[3 * thirds[..., 1] + thirds[..., 0]]
+    named = regions[3 * thirds[..., 1] + thirds[..., 0]]
+    if whole is not None:
+        code, named = code * whole[:, None, None], named * whole[:, None, None]
+    return target + code + named
 
 
-def align(
-    model: LlavaForConditionalGeneration, batches: Sequence[tuple[Tensor, Tensor]]
-) -> list[float]:
+def align(model: PreTrainedModel, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     """Fit the projector to the targets.
 
     Args:

@@ -12,7 +12,14 @@ from foveate.reference import words
 from foveate.reference.layout import SIDE
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        LlamaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
 
 PATCH = 8
 GRID = SIDE // PATCH
@@ -26,7 +33,8 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'user' %}user: {% else %}assistant: {% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}"
-    "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for item in message['content'] if item['type'] in ('image', 'video') %}"
+    "<{{ item['type'] }}>\n{% endfor %}"
     "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'user' %} {% else %}</s> {% endif %}"
@@ -35,12 +43,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words; lower case; digits one by one; an unknown word is <unk>."""
+def build_tokenizer(clips: bool = False) -> PreTrainedTokenizerFast:
+    """Whole words; lower case; digits one by one; an unknown word is <unk>.
+
+    Args:
+        clips: with the words about clips, and their placeholder.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = words.vocabulary()
+    vocabulary = words.vocabulary(clips)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words.UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     # The two role words keep their colon, so that no other use of a colon looks like a turn.
@@ -51,13 +63,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{words.BOS} $A", special_tokens=[(words.BOS, vocabulary[words.BOS])]
     )
+    placeholders = {"image_token": words.IMAGE} | ({"video_token": words.VIDEO} if clips else {})
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=words.BOS,
         eos_token=words.EOS,
         unk_token=words.UNK,
         pad_token=words.PAD,
-        extra_special_tokens={"image_token": words.IMAGE},
+        extra_special_tokens=placeholders,
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
@@ -94,30 +107,57 @@ def build_model(
         vision_width, vision_layers: the CLIP tower; features are those before its last block.
         width, layers: the Llama decoder; half as many key-value heads as query heads.
     """
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    vocabulary = words.vocabulary()
-    special = {
+    vocabulary = words.vocabulary(clips=False)
+    special = special_ids(vocabulary)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision_config(vision_width, vision_layers, SIDE),
+            text_config=text_config(width, layers, vocabulary),
+            image_token_id=vocabulary[words.IMAGE],
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            image_seq_length=GRID * GRID,
+            tie_word_embeddings=False,
+            **special,
+        )
+    )
+    start_tower(model.model.vision_tower)
+    model.generation_config.update(max_new_tokens=8, do_sample=False, **special)
+    return model
+
+
+def special_ids(vocabulary: dict[str, int]) -> dict[str, int]:
+    """The arguments by which configs name the special tokens."""
+    return {
         "bos_token_id": vocabulary[words.BOS],
         "eos_token_id": vocabulary[words.EOS],
         "pad_token_id": vocabulary[words.PAD],
     }
-    vision = CLIPVisionConfig(
-        hidden_size=vision_width,
-        intermediate_size=4 * vision_width,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=vision_width // 32,
-        image_size=SIDE,
+
+
+def vision_config(width: int, layers: int, side: int) -> CLIPVisionConfig:
+    """A CLIP tower for pictures of `side` pixels."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        image_size=side,
         patch_size=PATCH,
-        projection_dim=vision_width,
+        projection_dim=width,
         hidden_act="gelu",
     )
-    text = LlamaConfig(
+
+
+def text_config(width: int, layers: int, vocabulary: dict[str, int]) -> LlamaConfig:
+    """A Llama decoder with grouped-query heads."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=width,
         intermediate_size=3 * width,
@@ -128,28 +168,18 @@ def build_model(
         # Slower waves than usual: more of each head can compare contents at any distance.
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=False,
-        **special,
+        **special_ids(vocabulary),
     )
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=vocabulary[words.IMAGE],
-            vision_feature_layer=-2,
-            vision_feature_select_strategy="default",
-            image_seq_length=GRID * GRID,
-            tie_word_embeddings=False,
-            **special,
-        )
-    )
-    embeddings = model.model.vision_tower.embeddings
-    with torch.no_grad():
-        # The default start makes positions tens of times smaller than patches; see position_table.
-        embeddings.position_embedding.weight[1:] = position_table(GRID, vision_width)
-        embeddings.position_embedding.weight[0].zero_()
-        embeddings.patch_embedding.weight.normal_(0, (3 * PATCH * PATCH) ** -0.5)
-    model.generation_config.update(max_new_tokens=8, do_sample=False, **special)
-    return model
+
+
+@torch.no_grad()
+def start_tower(tower: CLIPVisionModel) -> None:
+    """Positions as large as patches: the default start makes them tens of times smaller."""
+    embeddings, width = tower.embeddings, tower.config.hidden_size
+    grid = tower.config.image_size // PATCH
+    embeddings.position_embedding.weight[1:] = position_table(grid, width)
+    embeddings.position_embedding.weight[0].zero_()
+    embeddings.patch_embedding.weight.normal_(0, (3 * PATCH * PATCH) ** -0.5)
 
 
 def position_table(grid: int, width: int) -> Tensor:

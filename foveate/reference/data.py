@@ -41,15 +41,15 @@ class Scenes:
             time.sleep(0.5)
         chosen = np.asarray(indices)
         return (
-            torch.from_numpy(self.store.pixels[chosen]),
-            torch.from_numpy(self.store.owners[chosen]),
+            torch.as_tensor(self.store.pixels[chosen]),
+            torch.as_tensor(self.store.owners[chosen]),
         )
 
 
 def pixel_values(pixels: Tensor, grid: int = SIDE // PATCH) -> Tensor:
-    """uint8[b, 128, 128, 3] -> float[b, 3, 8 grid, 8 grid], as the image processor would give."""
+    """uint8[b, s, s, 3] -> float[b, 3, 8 grid, 8 grid], as the image processor would give."""
     values = pixels.permute(0, 3, 1, 2).float()
-    if grid * PATCH != SIDE:
+    if grid * PATCH != values.shape[-1]:
         values = F.interpolate(values, size=grid * PATCH, mode="bicubic", antialias=True)
         values = values.round().clamp(0, 255)
     mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)

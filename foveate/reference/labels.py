@@ -60,6 +60,16 @@ def owner_table(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return table, centres
 
 
+def centres_of(layouts: Sequence[Layout]) -> Tensor:
+    """Where each owner's centre is, in pixels: float[b, owners, 2]; NaN where there is no owner."""
+    found = []
+    for layout in layouts:
+        _, centres = owner_table(layout)
+        centres[0] = centres[1 + len(layout.things) + len(layout.plates) :] = np.nan
+        found.append(centres)
+    return torch.as_tensor(np.stack(found))
+
+
 def _digits(text: str) -> tuple[int, int]:
     return (int(text[0]) if len(text) > 1 else _NO_DIGIT), int(text[-1])
 
@@ -85,16 +95,28 @@ def patch_owners(owners: Tensor, grid: int) -> Tensor:
     """Which owner shows most in each patch, 0 below an eighth of it: int64[b, grid * grid].
 
     Args:
-        owners: uint8[b, 128, 128].
+        owners: uint8[b, s, s].
         grid: patches per side after the picture was resized to `grid * 8` pixels.
     """
-    if grid * PATCH != SIDE:
-        pixels = F.interpolate(owners[:, None].float(), size=grid * PATCH, mode="nearest-exact")
+    return cell_owners(owners, grid * PATCH, PATCH, PATCH * PATCH // 8)
+
+
+def cell_owners(owners: Tensor, size: int, side: int, least: int) -> Tensor:
+    """Which owner shows most in each cell, 0 where none shows enough: int64[b, cells].
+
+    Args:
+        owners: uint8[b, s, s].
+        size: what the picture is resized to first, in pixels.
+        side: a cell's, in pixels; it divides the size.
+        least: pixels that an owner must show.
+    """
+    if owners.shape[-1] != size:
+        pixels = F.interpolate(owners[:, None].float(), size=size, mode="nearest-exact")
         owners = pixels[:, 0].to(torch.uint8)
-    cells = owners.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3)
+    cells = owners.unfold(1, side, side).unfold(2, side, side).flatten(3)
     counts = torch.stack([(cells == owner).sum(-1) for owner in range(1, MOST_OWNERS)], dim=-1)
     most, which = counts.max(dim=-1)
-    return torch.where(most >= PATCH * PATCH // 8, which + 1, 0).flatten(1)
+    return torch.where(most >= least, which + 1, 0).flatten(1)
 
 
 def patch_labels(
@@ -107,10 +129,26 @@ def patch_labels(
     """
     tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
     which = patch_owners(owners, grid)
-    rows = torch.arange(len(layouts))[:, None]
-    labels = torch.from_numpy(np.stack(tables))[rows, which]
-    middles = (torch.arange(grid) + 0.5) * SIDE / grid
+    known, places = (torch.as_tensor(np.stack(each)) for each in (tables, centres))
+    return labels_of(known, places, which, grid, SIDE)
+
+
+def labels_of(
+    tables: Tensor, centres: Tensor, which: Tensor, grid: int, side: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`patch_labels` from what is known about every owner.
+
+    Args:
+        tables: int64[b, owners, labels], as `owner_table` gives them.
+        centres: float[b, owners, 2], in pixels of a picture of `side` x `side`.
+        which: int64[b, grid * grid], the owner of each patch.
+        grid: patches a side.
+        side: of the picture, in pixels; offsets are counted in eighths of it.
+    """
+    rows = torch.arange(len(which))[:, None]
+    labels = tables[rows, which]
+    middles = (torch.arange(grid) + 0.5) * side / grid
     here = torch.stack([middles.repeat(grid), middles.repeat_interleave(grid)], dim=-1)
-    offsets = (torch.from_numpy(np.stack(centres))[rows, which] - here) / 16
+    offsets = (centres[rows, which] - here) / (side / 8)
     offsets[which == 0] = torch.nan
     return {name: labels[..., index] for index, name in enumerate(PATCH_CLASSES)}, offsets

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from foveate.reference import words
 from foveate.reference.captions import describe, listing, relate, tally
@@ -26,7 +26,7 @@ PREFIX_WORDS = 2
 # kinds equally often.
 _WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
     **{"number": 0.7, "letter": 0.7, "size": 0.8, "pattern": 0.8},
-    **{"relation": 1.5, "count": 1.5, "extreme": 1.5},
+    **{"relation": 2.0, "count": 1.5, "extreme": 1.5},
 }
 
 
@@ -42,14 +42,25 @@ def training_dialogues(
         captions: the share of dialogues that are descriptions.
     """
     chances = np.array(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())
+
+    def questions() -> list[Question]:
+        kinds = rng.choice(KINDS, TURNS, replace=False, p=chances)
+        return [asked for kind in kinds if (asked := ask(str(kind), layout, rng))]
+
+    return mixed(rng, count, captions, questions, lambda: _captions(layout, rng))
+
+
+def mixed(
+    rng: np.random.Generator,
+    count: int,
+    captions: float,
+    questions: Callable[[], list[Question]],
+    descriptions: Callable[[], list[Question]],
+) -> list[list[Question]]:
+    """`count` dialogues, `captions` of them descriptions; empty ones are drawn again."""
     dialogues: list[list[Question]] = []
     while len(dialogues) < count:
-        if rng.random() < captions:
-            turns = _captions(layout, rng)
-        else:
-            kinds = rng.choice(KINDS, TURNS, replace=False, p=chances)
-            turns = [asked for kind in kinds if (asked := ask(str(kind), layout, rng))]
-        if turns:
+        if turns := descriptions() if rng.random() < captions else questions():
             dialogues.append(turns)
     return dialogues
 
@@ -65,7 +76,7 @@ def _captions(layout: Layout, rng: np.random.Generator) -> list[Question]:
 
 
 @torch.no_grad()
-def start_language(model: LlavaForConditionalGeneration) -> None:
+def start_language(model: PreTrainedModel) -> None:
     """Start the decoder where content can be matched and copied.
 
     Words and projected patches have one size (by default a patch is thirty times larger), the
@@ -103,15 +114,18 @@ def language_loss(
     Returns:
         The loss and float[labelled, vocabulary] logits, in the order of the labels.
     """
+    return packed_loss(model, model.model.multi_modal_projector(features), packed)
+
+
+def packed_loss(model: PreTrainedModel, visual: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    """`language_loss` behind visual tokens float[b, n, width] as the decoder receives them."""
     base = model.model
     table = words.vocabulary()
-    batch, patches = features.shape[:2]
+    batch, patches = visual.shape[:2]
     opening = torch.tensor([table[words.BOS], table[words.USER]]).expand(batch, -1)
     embed = base.get_input_embeddings()
     prefix = PREFIX_WORDS + patches
-    hidden = torch.cat(
-        [embed(opening), base.multi_modal_projector(features), embed(packed.ids)], dim=1
-    )
+    hidden = torch.cat([embed(opening), visual, embed(packed.ids)], dim=1)
     positions = torch.cat(
         [torch.arange(prefix).expand(batch, -1), packed.positions + prefix], dim=1
     )

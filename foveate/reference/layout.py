@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,22 +58,79 @@ class Layout:
     things: tuple[Thing, ...]
     plates: tuple[Plate, ...]
 
+    def scaled(self, across: float, down: float) -> Layout:
+        """The same with every centre's coordinates multiplied; sizes stay.
 
-def layout(rng: np.random.Generator) -> Layout:
-    """A random layout: one number plate, one or two letter plates, 4 to 9 distinct objects.
+        Questions are asked about centres on a canvas of SIDE x SIDE, whatever the real one is.
+        """
+        things = (replace(thing, x=thing.x * across, y=thing.y * down) for thing in self.things)
+        plates = (
+            replace(plate, x=int(plate.x * across), y=int(plate.y * down)) for plate in self.plates
+        )
+        return Layout(tuple(things), tuple(plates))
+
+
+# A place (x, y) for something of these half sides, which may be taken already.
+Propose = Callable[[np.random.Generator, float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How many objects of which size a world's scenes hold, and where.
+
+    Attributes:
+        counts: how many objects a scene asks for, each number equally often.
+        sizes: what sizes are drawn from; a word that stands there twice is twice as frequent.
+        turned: objects are turned by at most this many radians.
+        places: given the scene's random numbers, width and height, what proposes places in it.
+    """
+
+    counts: tuple[int, ...]
+    sizes: tuple[str, ...]
+    turned: float
+    places: Callable[[np.random.Generator, int, int], Propose]
+
+
+def anywhere(_: np.random.Generator, width: int, height: int) -> Propose:
+    """Every place of the canvas equally often."""
+
+    def propose(
+        rng: np.random.Generator, half_width: float, half_height: float
+    ) -> tuple[float, float]:
+        x = float(rng.uniform(half_width + 1, width - half_width - 1))
+        return x, float(rng.uniform(half_height + 1, height - half_height - 1))
+
+    return propose
+
+
+SCATTERED = Arrangement(tuple(range(MIN_THINGS, MAX_THINGS + 1)), words.SIZES, 0.25, anywhere)
+
+
+def layout(
+    rng: np.random.Generator,
+    width: int = SIDE,
+    height: int = SIDE,
+    arrangement: Arrangement = SCATTERED,
+) -> Layout:
+    """A random layout: one number plate, one or two letter plates, distinct objects.
 
     No two objects share both colour and shape, so each has a name of at most two words.
+
+    Args:
+        rng: the scene's random numbers.
+        width, height: the canvas in pixels.
+        arrangement: how many objects, and where; `SCATTERED` asks for 4 to 9.
     """
-    boxes: list[tuple[float, float, float, float]] = []
-    plates = _plates(rng, boxes)
-    wanted = int(rng.integers(MIN_THINGS, MAX_THINGS + 1))
+    room = _Room(arrangement.places(rng, width, height))
+    plates = _plates(rng, room)
+    wanted = arrangement.counts[rng.integers(len(arrangement.counts))]
     pairs = rng.permutation(len(words.COLOURS) * len(words.SHAPES))[:wanted]
-    sizes = [str(size) for size in rng.choice(words.SIZES, wanted)]
+    sizes = [str(size) for size in rng.choice(arrangement.sizes, wanted)]
     things: list[Thing] = []
     # Large objects are placed first: they find room less easily, and would otherwise be rarer.
     for pair, size in zip(pairs, sorted(sizes), strict=True):
         radius = float(rng.uniform(*_RADII[size]))
-        place = _free_place(rng, boxes, radius, radius)
+        place = room.free_place(rng, radius, radius)
         if place is None:
             continue
         things.append(
@@ -84,16 +142,14 @@ def layout(rng: np.random.Generator) -> Layout:
                 x=place[0],
                 y=place[1],
                 radius=radius,
-                angle=float(rng.uniform(-0.25, 0.25)),
+                angle=float(rng.uniform(-arrangement.turned, arrangement.turned)),
             )
         )
     order = rng.permutation(len(things))
     return Layout(tuple(things[index] for index in order), plates)
 
 
-def _plates(
-    rng: np.random.Generator, boxes: list[tuple[float, float, float, float]]
-) -> tuple[Plate, ...]:
+def _plates(rng: np.random.Generator, room: _Room) -> tuple[Plate, ...]:
     number = str(rng.integers(0, 10)) if rng.random() < 0.3 else str(rng.integers(10, 100))
     letters = rng.choice(words.LETTERS, int(rng.integers(1, 3)), replace=False)
     tones = rng.permutation(words.TONES)
@@ -102,26 +158,29 @@ def _plates(
     placed = []
     for kind, text, tone in plates:
         shape = Plate(kind, text, tone, 0, 0)
-        place = _free_place(rng, boxes, shape.width / 2, shape.height / 2)
+        place = room.free_place(rng, shape.width / 2, shape.height / 2)
         assert place is not None  # three small plates always fit into an empty scene
         placed.append(Plate(kind, text, tone, int(place[0]), int(place[1])))
     return tuple(placed)
 
 
-def _free_place(
-    rng: np.random.Generator,
-    boxes: list[tuple[float, float, float, float]],
-    half_width: float,
-    half_height: float,
-) -> tuple[float, float] | None:
-    """A centre whose box touches no other box (it is added to `boxes`), or None."""
-    for _ in range(_TRIES):
-        x = float(rng.uniform(half_width + 1, SIDE - half_width - 1))
-        y = float(rng.uniform(half_height + 1, SIDE - half_height - 1))
-        if all(
-            abs(x - bx) > half_width + bw + 1 or abs(y - by) > half_height + bh + 1
-            for bx, by, bw, bh in boxes
-        ):
-            boxes.append((x, y, half_width, half_height))
-            return x, y
-    return None
+@dataclass(frozen=True)
+class _Room:
+    """Where places are proposed, and the boxes taken there: centre x, y and half sides."""
+
+    propose: Propose
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def free_place(
+        self, rng: np.random.Generator, half_width: float, half_height: float
+    ) -> tuple[float, float] | None:
+        """A centre whose box touches no other box (it is taken then), or None."""
+        for _ in range(_TRIES):
+            x, y = self.propose(rng, half_width, half_height)
+            if all(
+                abs(x - bx) > half_width + bw + 1 or abs(y - by) > half_height + bh + 1
+                for bx, by, bw, bh in self.boxes
+            ):
+                self.boxes.append((x, y, half_width, half_height))
+                return x, y
+        return None

@@ -29,11 +29,11 @@ _BATCH = 20
 LOW_SIDES = (112, 96, 64)
 
 
-def messages(turns: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def messages(turns: Sequence[tuple[str, str, str]], is_video: bool = False) -> list[dict[str, Any]]:
     """A finished conversation in the chat format of transformers."""
     found: list[dict[str, Any]] = []
     for index, (question, answer, _) in enumerate(turns):
-        picture = [{"type": "image"}] if index == 0 else []
+        picture = [{"type": "video" if is_video else "image"}] if index == 0 else []
         asked = [*picture, {"type": "text", "text": question}]
         found += [
             {"role": "user", "content": asked},
@@ -76,22 +76,31 @@ def hits(
     guessed = model(inputs_embeds=embeddings, attention_mask=inputs.attention_mask).logits.argmax(
         -1
     )
-    return [
-        _answers_right(ids, said, len(each))
-        for ids, said, each in zip(inputs.input_ids, guessed, turns, strict=True)
-    ]
+    return answers_right(inputs.input_ids, guessed, turns)
 
 
-def _answers_right(ids: Tensor, said: Tensor, count: int) -> list[bool]:
+def answers_right(
+    ids: Tensor, guessed: Tensor, turns: Sequence[Sequence[tuple[str, str, str]]]
+) -> list[list[bool]]:
+    """Which answers greedy decoding would give word for word, per conversation and turn.
+
+    Args:
+        ids: int64[b, t] finished conversations.
+        guessed: int64[b, t] what the model says comes next at each place.
+        turns: the conversations, for their number of turns.
+    """
     table = words.vocabulary()
-    starts = (ids == table[words.ASSISTANT]).nonzero().flatten().tolist()
-    ends = (ids == table[words.EOS]).nonzero().flatten().tolist()
-    right = [
-        bool((said[start:end] == ids[start + 1 : end + 1]).all())
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    assert len(right) == count
-    return right
+    found = []
+    for row, said, conversation in zip(ids, guessed, turns, strict=True):
+        starts = (row == table[words.ASSISTANT]).nonzero().flatten().tolist()
+        ends = (row == table[words.EOS]).nonzero().flatten().tolist()
+        right = [
+            bool((said[start:end] == row[start + 1 : end + 1]).all())
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        assert len(right) == len(conversation)
+        found.append(right)
+    return found
 
 
 def measure(
@@ -111,29 +120,51 @@ def measure(
         "wrong_image": ([*images[1:], images[0]], SIDE),
         **{f"at_{side}_pixels": (images, side) for side in LOW_SIDES},
     }
+
+    def answered(shown: list[Any], side: int) -> list[list[bool]]:
+        parts = [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]
+        return [
+            found
+            for part in parts
+            for found in hits(model, processor, turns[part], shown[part], side)
+        ]
+
+    results = {name: answered(*condition) for name, condition in conditions.items()}
+    return {
+        "split": split,
+        "scenes": count,
+        **accuracies(turns, results),
+        "cls_attention": cls_attention(model, processor, min(count, 300), split),
+    }
+
+
+def accuracies(
+    turns: Sequence[Sequence[tuple[str, str, str]]], results: dict[str, list[list[bool]]]
+) -> dict[str, Any]:
+    """Share of right answers by kind and condition, beside the majority answer's.
+
+    Args:
+        turns: the conversations.
+        results: condition -> which answers are right, per conversation and turn; "accuracy" and
+            "blind" must be among them.
+    """
     table: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, (shown, side) in conditions.items():
+    for name, found in results.items():
         right: dict[str, list[bool]] = defaultdict(list)
-        for start in range(0, count, _BATCH):
-            part = slice(start, start + _BATCH)
-            found = hits(model, processor, turns[part], shown[part], side)
-            for conversation, answers in zip(turns[part], found, strict=True):
-                for (_, _, kind), answer in zip(conversation, answers, strict=True):
-                    right[kind].append(answer)
-                    right["all"].append(answer)
+        for conversation, answers in zip(turns, found, strict=True):
+            for (_, _, kind), answer in zip(conversation, answers, strict=True):
+                right[kind].append(answer)
+                right["all"].append(answer)
         for kind, each in right.items():
             table[kind][name] = round(float(np.mean(each)), 4)
             table[kind]["questions"] = len(each)
     _add_majorities(table, turns)
     kinds = {kind: table[kind] for kind in sorted(table) if kind != "all"}
     return {
-        "split": split,
-        "scenes": count,
-        "standard_error": round(0.5 / (3 * count) ** 0.5, 4),
+        "standard_error": round(0.5 / table["all"]["questions"] ** 0.5, 4),
         "all": table["all"],
         "kinds": kinds,
         "learned": sorted(kind for kind, row in kinds.items() if learned(row)),
-        "cls_attention": cls_attention(model, processor, min(count, 300), split),
     }
 
 
@@ -171,28 +202,50 @@ def cls_attention(
 ) -> dict[str, float]:
     """How much of CLS's attention falls on patches that show something, and their area.
 
-    Attention is that of the block whose output the projector reads, its mean over heads, without
-    CLS's attention to itself; "precision" is the share of such patches among the 16 and the 64
-    that CLS looks at most.
+    Precision is the share of such patches among the 16 and the 64 that CLS looks at most.
     """
-    tower = model.model.vision_tower
-    block = tower.encoder.layers[model.config.vision_feature_layer]
-    area: list[float] = []
-    mass: list[float] = []
-    top: dict[int, list[float]] = {16: [], 64: []}
+    pictures = []
     for seed in range(count):
         drawn = scene(seed, split)
         pixels = processor.image_processor(drawn.image, return_tensors="pt").pixel_values
-        hidden = tower.pre_layrnorm(tower.embeddings(pixels))
-        for earlier in tower.encoder.layers[: model.config.vision_feature_layer]:
-            hidden = earlier(hidden, None)
-        normed, attention = block.layer_norm1(hidden), block.self_attn
-        shape = (-1, attention.num_heads, attention.head_dim)
-        query = attention.q_proj(normed[0, :1]).view(shape)
-        key = attention.k_proj(normed[0]).view(shape)
-        scores = torch.einsum("qhd,khd->hk", query, key) * attention.scale
-        weights = scores.softmax(-1).mean(0)[1:]
-        shown = torch.from_numpy(patch_mask(drawn)).flatten()
+        weights = cls_weights(model.model.vision_tower, model.config.vision_feature_layer, pixels)
+        pictures.append((weights[0], torch.from_numpy(patch_mask(drawn)).flatten()))
+    return attention_on_objects(pictures, tops=(16, 64))
+
+
+def cls_weights(tower: Any, layer: int, pixels: Tensor) -> Tensor:
+    """CLS's attention to every patch, without that to itself: float[b, n].
+
+    Args:
+        tower: a CLIP tower.
+        layer: of the block whose output the projector reads; its mean over heads is taken.
+        pixels: float[b, 3, s, s].
+    """
+    block = tower.encoder.layers[layer]
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    for earlier in tower.encoder.layers[:layer]:
+        hidden = earlier(hidden, None)
+    normed, attention = block.layer_norm1(hidden), block.self_attn
+    shape = (*normed.shape[:2], attention.num_heads, attention.head_dim)
+    query = attention.q_proj(normed[:, :1]).view(len(normed), *shape[2:])
+    key = attention.k_proj(normed).view(shape)
+    scores = torch.einsum("bhd,bkhd->bhk", query, key) * attention.scale
+    return scores.softmax(-1).mean(1)[:, 1:]
+
+
+def attention_on_objects(
+    pictures: Sequence[tuple[Tensor, Tensor]], tops: Sequence[int]
+) -> dict[str, float]:
+    """Means over pictures of area, attention on it, and precision of the most looked-at patches.
+
+    Args:
+        pictures: attention float[n] and which patches show something bool[n].
+        tops: how many patches count as most looked at.
+    """
+    area: list[float] = []
+    mass: list[float] = []
+    top: dict[int, list[float]] = {kept: [] for kept in tops}
+    for weights, shown in pictures:
         area.append(shown.float().mean().item())
         mass.append((weights[shown].sum() / weights.sum()).item())
         for kept, each in top.items():
@@ -204,6 +257,23 @@ def cls_attention(
     }
 
 
+def record(weights: Path, count: int = 1000, split: str = "test") -> dict[str, Any]:
+    """Measure the model in a folder, and keep what was found in its training.json.
+
+    Args:
+        weights: the folder.
+        count: scenes of the split.
+        split: which.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(weights, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(weights)
+    found = measure(model.eval(), processor, count, split)
+    keep(weights, "evaluation", found)
+    return found
+
+
 def main() -> None:
     """`python -m foveate.reference.measure --weights DIR`: fill in DIR/training.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -211,16 +281,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    print(json.dumps(record(Path(options.weights), options.scenes, options.split), indent=2))
 
-    model = AutoModelForImageTextToText.from_pretrained(options.weights, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(options.weights)
-    found = measure(model.eval(), processor, options.scenes, options.split)
-    target = Path(options.weights) / "training.json"
-    record = json.loads(target.read_text()) if target.exists() else {}
-    record["evaluation"] = found
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+
+def keep(weights: Path, part: str, found: dict[str, Any]) -> None:
+    """Write what was measured into a model's training.json."""
+    target = weights / "training.json"
+    known = json.loads(target.read_text()) if target.exists() else {}
+    known[part] = found
+    target.write_text(json.dumps(known, indent=2) + "\n")
 
 
 if __name__ == "__main__":

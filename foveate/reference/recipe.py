@@ -21,6 +21,7 @@ class Recipe:
         low_share: share of the steps at a lower resolution, in both stages.
         gaze, gaze_until: weight of the hint where to look at the start of stage 2, and the part of
             the stage over which it fades to nothing.
+        place: weight of telling the place of what is named, times that of the hint.
         low_first, low_until: that share in the first part of stage 2, and how long this part is:
             looking up is learned sooner, and at a third of the cost, among fewer patches.
         vision_width, vision_layers, width, layers: size of the model.
@@ -39,6 +40,7 @@ class Recipe:
     captions: tuple[float, float] = (0.6, 0.15)
     gaze: float = 0.3
     gaze_until: float = 0.6
+    place: float = 3.0
     low_share: float = 0.15
     low_first: float = 0.5
     low_until: float = 0.3
@@ -46,3 +48,17 @@ class Recipe:
     vision_layers: int = 5
     width: int = 128
     layers: int = 5
+
+
+# For a GPU: more and longer, on a somewhat larger model; minutes there, days on two cores.
+GPU = Recipe(
+    scenes=300_000,
+    vision_steps=12_000,
+    vision_batch=64,
+    language_steps=16_000,
+    language_batch=32,
+    vision_width=160,
+    vision_layers=6,
+    width=192,
+    layers=6,
+)

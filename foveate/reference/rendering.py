@@ -2,63 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
 import numpy as np
 
 from foveate.reference import glyphs, words
 from foveate.reference.layout import SIDE, Layout, Plate, Thing
 
+# Knots of the background's two frequencies per SIDE pixels, intervals counted.
+_COARSE, _MIDDLE = 4, 19
 
-def _interpolation(coarse: int) -> np.ndarray:
-    """Linear interpolation from `coarse` knots to SIDE pixels: float[SIDE, coarse]."""
-    at = np.linspace(0, coarse - 1, SIDE)
-    low = np.minimum(at.astype(int), coarse - 2)
-    weights = np.zeros((SIDE, coarse), np.float32)
-    weights[np.arange(SIDE), low] = 1 - (at - low)
-    weights[np.arange(SIDE), low + 1] = at - low
+
+@cache
+def interpolation(knots: int, side: int) -> np.ndarray:
+    """Linear interpolation from `knots` evenly spaced values to pixels: float[side, knots]."""
+    at = np.linspace(0, knots - 1, side)
+    low = np.minimum(at.astype(int), knots - 2)
+    weights = np.zeros((side, knots), np.float32)
+    weights[np.arange(side), low] = 1 - (at - low)
+    weights[np.arange(side), low + 1] = at - low
     return weights
 
 
-_COARSE, _MIDDLE = _interpolation(5), _interpolation(20)
+def mottled(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Greyish smooth colour fields with finer mottling: float32[height, width, 3]."""
 
+    def knots(per_side: int) -> tuple[int, int]:
+        return 1 + round(per_side * height / SIDE), 1 + round(per_side * width / SIDE)
 
-def draw(scene: Layout, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8[128, 128, 3] and owners uint8[128, 128].
-
-    An owner is 0 for background, 1 + i for object i, then the plates in their order.
-    """
-    canvas = _background(rng)
-    owners = np.zeros((SIDE, SIDE), np.uint8)
-    for index, thing in enumerate(scene.things):
-        _draw_thing(canvas, owners, thing, index + 1, rng)
-    for index, plate in enumerate(scene.plates, start=len(scene.things) + 1):
-        _draw_plate(canvas, owners, plate, index, rng)
-    # Sensor noise everywhere: neighbouring patches are alike, never equal.
-    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * 5.0
-    return np.clip(canvas, 0, 255).astype(np.uint8), owners
-
-
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """Greyish smooth colour fields with finer mottling: float32[128, 128, 3]."""
+    (rows, columns), (fine_rows, fine_columns) = knots(_COARSE), knots(_MIDDLE)
     base = rng.uniform(90, 165) + rng.normal(0, 8, 3)
-    coarse = rng.standard_normal((5, 5, 3), dtype=np.float32) * (14, 14, 14)
-    middle = rng.standard_normal((20, 20), dtype=np.float32) * rng.uniform(4, 12)
-    field = np.einsum("yi,ijc,xj->yxc", _COARSE, coarse, _COARSE, optimize=True)
-    mottling = _MIDDLE @ middle @ _MIDDLE.T
+    coarse = rng.standard_normal((rows, columns, 3), dtype=np.float32) * (14, 14, 14)
+    middle = rng.standard_normal((fine_rows, fine_columns), dtype=np.float32) * rng.uniform(4, 12)
+    down, across = interpolation(rows, height), interpolation(columns, width)
+    field = np.einsum("yi,ijc,xj->yxc", down, coarse, across, optimize=True)
+    down, across = interpolation(fine_rows, height), interpolation(fine_columns, width)
+    mottling = down @ middle @ across.T
     return (base + field + mottling[..., None]).astype(np.float32)
 
 
-def _draw_thing(
-    canvas: np.ndarray, owners: np.ndarray, thing: Thing, owner: int, rng: np.random.Generator
+@dataclass(frozen=True)
+class Style:
+    """How a world looks.
+
+    Attributes:
+        colours: the hue behind each colour word, RGB.
+        background: random numbers, width, height -> float32[height, width, 3].
+        plates: paper and ink of each tone, RGB.
+        frame: width of the line around a plate, in pixels.
+    """
+
+    colours: Mapping[str, tuple[int, int, int]]
+    background: Callable[[np.random.Generator, int, int], np.ndarray]
+    plates: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int]]]
+    frame: int = 0
+
+
+_LIGHT, _DARK = (232, 232, 232), (32, 32, 32)
+MOTTLED = Style(words.COLOURS, mottled, {"light": (_LIGHT, _DARK), "dark": (_DARK, _LIGHT)})
+
+
+def draw(
+    scene: Layout,
+    rng: np.random.Generator,
+    width: int = SIDE,
+    height: int = SIDE,
+    style: Style = MOTTLED,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8[height, width, 3] and owners uint8[height, width].
+
+    An owner is 0 for background, 1 + i for object i, then the plates in their order.
+    """
+    canvas = style.background(rng, width, height)
+    owners = np.zeros((height, width), np.uint8)
+    for index, thing in enumerate(scene.things):
+        draw_thing(canvas, owners, thing, index + 1, rng, style)
+    for index, plate in enumerate(scene.plates, start=len(scene.things) + 1):
+        _draw_plate(canvas, owners, plate, index, rng, style)
+    return exposed(canvas, rng), owners
+
+
+def exposed(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The canvas, which is used up, as a camera would show it: uint8.
+
+    Sensor noise everywhere: neighbouring patches are alike, never equal.
+    """
+    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * 5.0
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def draw_thing(
+    canvas: np.ndarray,
+    owners: np.ndarray,
+    thing: Thing,
+    owner: int,
+    rng: np.random.Generator,
+    style: Style,
 ) -> None:
+    """Paint one object on a canvas float32[height, width, 3] and its owners."""
+    height, width = owners.shape
     reach = int(thing.radius) + 2
-    x0, x1 = max(0, int(thing.x) - reach), min(SIDE, int(thing.x) + reach + 1)
-    y0, y1 = max(0, int(thing.y) - reach), min(SIDE, int(thing.y) + reach + 1)
+    x0, x1 = max(0, int(thing.x) - reach), min(width, int(thing.x) + reach + 1)
+    y0, y1 = max(0, int(thing.y) - reach), min(height, int(thing.y) + reach + 1)
     dy, dx = np.mgrid[y0:y1, x0:x1].astype(np.float32)
     dx, dy = dx + 0.5 - thing.x, dy + 0.5 - thing.y
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     cover = np.clip(0.5 - distance(thing.shape, u, v, thing.radius), 0, 1)[..., None]
-    colour = np.array(words.COLOURS[thing.colour], np.float32) + rng.normal(0, 8, 3)
+    colour = np.array(style.colours[thing.colour], np.float32) + rng.normal(0, 8, 3)
     ink = _ink(thing.pattern, u, v, rng)[..., None]
     paint = colour * (1 - 0.6 * ink)
     window = canvas[y0:y1, x0:x1]
@@ -102,12 +155,21 @@ def _ink(pattern: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -
 
 
 def _draw_plate(
-    canvas: np.ndarray, owners: np.ndarray, plate: Plate, owner: int, rng: np.random.Generator
+    canvas: np.ndarray,
+    owners: np.ndarray,
+    plate: Plate,
+    owner: int,
+    rng: np.random.Generator,
+    style: Style,
 ) -> None:
     x0, y0 = plate.x - plate.width // 2, plate.y - plate.height // 2
-    ground, ink = (232, 32) if plate.tone == "light" else (32, 232)
+    ground, ink = (np.array(colour, np.float32) for colour in style.plates[plate.tone])
     paper = np.full((plate.height, plate.width, 3), ground + rng.normal(0, 6), np.float32)
     text = glyphs.line(plate.text)
     paper[3 : 3 + text.shape[0], 3 : 3 + text.shape[1]][text] = ink
+    if style.frame:
+        edge = np.ones(paper.shape[:2], bool)
+        edge[style.frame : -style.frame, style.frame : -style.frame] = False
+        paper[edge] = ink
     canvas[y0 : y0 + plate.height, x0 : x0 + plate.width] = paper
     owners[y0 : y0 + plate.height, x0 : x0 + plate.width] = owner

@@ -1,6 +1,7 @@
 """Seeded scenes: a drawn picture, what it shows, and which of its patches show something.
 
 Three splits with disjoint seed ranges; `scene(seed, split)` is the same picture on every call.
+A scene may also be drawn on a larger canvas or in the second world (`foveate.reference.worlds`).
 Questions about a scene are asked by `foveate.reference.questions` (`dialogue`).
 """
 
@@ -15,6 +16,7 @@ from foveate.errors import InputError, UnknownName
 from foveate.reference.layout import SIDE, Layout, Plate, Thing, layout
 from foveate.reference.questions import Question, dialogue
 from foveate.reference.rendering import draw
+from foveate.reference.worlds import FIRST, world_named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,11 +38,12 @@ class Scene:
     """A drawn scene.
 
     Attributes:
-        pixels: uint8[128, 128, 3].
-        owners: uint8[128, 128]; 0 background, 1 + i object i, then the plates in order.
+        pixels: uint8[height, width, 3]; 128 x 128 unless a larger canvas was asked for.
+        owners: uint8[height, width]; 0 background, 1 + i object i, then the plates in order.
         layout: objects and plates; also as `things` and `plates`.
         seed: the seed within its split.
         split: "train", "validation" or "test".
+        world: "first" or "second".
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -48,6 +51,7 @@ class Scene:
     layout: Layout
     seed: int
     split: str
+    world: str = FIRST
 
     @property
     def things(self) -> tuple[Thing, ...]:
@@ -67,19 +71,35 @@ class Scene:
         return Image.fromarray(self.pixels)
 
 
-def scene_layout(seed: int, split: str) -> Layout:
+def scene_layout(
+    seed: int, split: str, world: str = FIRST, canvas: tuple[int, int] = (SIDE, SIDE)
+) -> Layout:
     """What a scene shows, without drawing it (about a tenth of the time)."""
-    return layout(np.random.default_rng([_absolute(seed, split), 0]))
+    kind = world_named(world)
+    rng = np.random.default_rng([absolute(seed, split), 0, *kind.stream])
+    return layout(rng, *canvas, kind.arrangement)
 
 
-def scene(seed: int, split: str) -> Scene:
-    """The scene of this seed (counted from 0 within the split)."""
-    what = scene_layout(seed, split)
-    pixels, owners = draw(what, np.random.default_rng([_absolute(seed, split), 1]))
-    return Scene(pixels, owners, what, seed, split)
+def scene(
+    seed: int, split: str, world: str = FIRST, canvas: tuple[int, int] = (SIDE, SIDE)
+) -> Scene:
+    """The scene of this seed.
+
+    Args:
+        seed: counted from 0 within the split.
+        split: "train", "validation" or "test".
+        world: "first", or "second" for another distribution of pictures.
+        canvas: width and height in pixels, 128 at least.
+    """
+    kind = world_named(world)
+    what = scene_layout(seed, split, world, canvas)
+    rng = np.random.default_rng([absolute(seed, split), 1, *kind.stream])
+    pixels, owners = draw(what, rng, *canvas, kind.style)
+    return Scene(pixels, owners, what, seed, split, world)
 
 
-def _absolute(seed: int, split: str) -> int:
+def absolute(seed: int, split: str) -> int:
+    """The seed counted over all splits: no two of them share one."""
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
     seeds = SPLITS[split]

@@ -7,8 +7,10 @@ scenes are there. Layouts are not stored: they are drawn again from the seed whe
 
 from __future__ import annotations
 
-import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,25 +51,31 @@ class Store:
         path = self.folder / "filled"
         return int(path.read_text() or 0) if path.exists() else 0
 
-    def fill(self) -> None:
-        """Draw what is missing; another process may read what is already there."""
-        for start in range(self.filled, self.count, _CHUNK):
-            stop = min(start + _CHUNK, self.count)
-            for index in range(start, stop):
-                drawn = scene(index, self.split)
-                self.pixels[index], self.owners[index] = drawn.pixels, drawn.owners
-            self._mark(stop)
+    def fill(self, workers: int = 1) -> None:
+        """Draw what is missing; another process may read what is already there.
+
+        Args:
+            workers: processes that draw; with one it is done here.
+        """
+        starts = range(self.filled, self.count, _CHUNK)
+        parts = [range(start, min(start + _CHUNK, self.count)) for start in starts]
+        if workers == 1 or len(parts) < 2:
+            for part in parts:
+                _draw(self, part)
+                self._mark(part.stop)
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(_draw, self, part) for part in parts]
+            for part, job in zip(parts, jobs, strict=True):
+                job.result()
+                self._mark(part.stop)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same files."""
+        return type(self), (self.folder, self.count, self.split)
 
 
-def main() -> None:
-    """`python -m foveate.reference.store FOLDER --count N`: draw the training scenes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("--count", type=int, default=40_000)
-    parser.add_argument("--split", default="train")
-    options = parser.parse_args()
-    Store(options.folder, options.count, options.split).fill()
-
-
-if __name__ == "__main__":
-    main()
+def _draw(store: Store, part: range) -> None:
+    for index in part:
+        drawn = scene(index, store.split)
+        store.pixels[index], store.owners[index] = drawn.pixels, drawn.owners

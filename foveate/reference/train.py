@@ -1,46 +1,46 @@
 """Training of the reference model: the vision tower first, then the language model.
 
-`python -m foveate.reference.train --out DIR --seed 0` draws the scenes, trains, and leaves a
-Hugging Face folder in DIR/model. Started again with the same arguments it goes on from the last
-checkpoint; every batch is a function of seed and step, so the result is the same.
+A run leaves a Hugging Face folder in its `model/`. Started again with the same arguments it goes on
+from the last checkpoint; every batch is a function of seed and step, so the result is the same.
 """
 
 from __future__ import annotations
 
-import argparse
+import abc
 import json
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import LlavaForConditionalGeneration
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from foveate.errors import InputError
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import GRID, build_model, build_processor
 from foveate.reference.data import Scenes, step_generator
-from foveate.reference.gaze import Gaze
-from foveate.reference.labels import patch_labels, patch_owners
+from foveate.reference.gaze import Gaze, place_head
+from foveate.reference.labels import centres_of, patch_labels, patch_owners
 from foveate.reference.language_stage import (
     PREFIX_WORDS,
     WORD_SIZE,
     features_of,
     language_batch,
-    language_loss,
+    packed_loss,
     start_language,
 )
+from foveate.reference.layout import SIDE
 from foveate.reference.optimiser import Optimiser
-from foveate.reference.packing import IGNORE
+from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
-from foveate.reference.report import Report
+from foveate.reference.report import Progress, Report, Tell, Validate, scenes_validation, tell
 from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
@@ -49,26 +49,56 @@ _VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
 
 
-class Trainer:
+@dataclass(frozen=True)
+class Shown:
+    """What the decoder is shown in one step.
+
+    Attributes:
+        visual: float[b, n, width] the visual tokens as the decoder receives them.
+        packed: the dialogues about them.
+        owners: gives int64[b, n], the owner of each token; 0 is background.
+        places: gives float[b, owners, numbers], where each owner is, -1 to 1; NaN where it has no
+            place.
+    """
+
+    visual: Tensor
+    packed: Packed
+    owners: Callable[[], Tensor]
+    places: Callable[[], Tensor]
+
+
+class Trainer(abc.ABC):
     """A run in a folder: `checkpoint.pt` to go on from and `model/` to use, both kept up to date.
+
+    Subclasses say which model is trained, and on which pictures.
 
     Args:
         folder: the run's folder.
         seed: of initialisation and batches.
         recipe: lengths, rates and sizes.
-        scenes: the training scenes.
         minutes: time between checkpoints.
+        tell: what is done with its progress.
     """
 
+    # How many numbers tell the place of what is named.
+    place_numbers: ClassVar[int] = 2
+
     def __init__(
-        self, folder: Path, seed: int, recipe: Recipe, scenes: Scenes, minutes: float = 3.0
+        self,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        minutes: float = 3.0,
+        tell: Tell = tell,
     ) -> None:
-        self.folder, self.seed, self.recipe, self.scenes = folder, seed, recipe, scenes
+        self.tell = tell
+        self.folder, self.seed, self.recipe = folder, seed, recipe
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
         self.stage, self.step, self.seconds = _VISION, 0, 0.0
         torch.manual_seed(seed)
         self.model = self._build()
         self.heads = Heads(recipe.vision_width)
+        self.place = place_head(recipe.width, self.place_numbers)
         self.whitening: Whitening | None = None
         self.optimiser = self._optimiser()
         if self.checkpoint.exists():
@@ -80,13 +110,44 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     @property
+    def steps(self) -> int:
+        """How many steps the stage has."""
+        return self.recipe.language_steps if self.answering else self.recipe.vision_steps
+
+    @property
     def answering(self) -> bool:
         """Whether the run has reached the stage that learns to answer."""
         return self.stage == _LANGUAGE
 
-    def _build(self) -> LlavaForConditionalGeneration:
-        recipe = self.recipe
-        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+    @abc.abstractmethod
+    def _build(self) -> PreTrainedModel:
+        """The model, freshly initialised."""
+
+    @abc.abstractmethod
+    def _save_processor(self, folder: Path) -> None:
+        """Write the model's processor."""
+
+    @abc.abstractmethod
+    def _validation(self) -> Validate:
+        """What gives the share of right answers per kind on validation pictures."""
+
+    @abc.abstractmethod
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss and facts of a step of the first stage."""
+
+    @abc.abstractmethod
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
+
+    @abc.abstractmethod
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        """The pictures and dialogues of a step of the second stage.
+
+        Args:
+            rng: the step's random numbers.
+            captions: the share of dialogues that are descriptions.
+            low_share: how often pictures are shown at a low resolution.
+        """
 
     @property
     def minutes_spent(self) -> float:
@@ -99,14 +160,20 @@ class Trainer:
             modules: list[nn.Module] = [base.vision_tower, self.heads]
             return Optimiser(modules, recipe.vision_muon, recipe.vision_adam, recipe.vision_steps)
         base.vision_tower.requires_grad_(False)
-        modules = [base.multi_modal_projector, base.language_model, self.model.lm_head]
+        modules = self._language_parts()
         return Optimiser(modules, recipe.language_muon, recipe.language_adam, recipe.language_steps)
+
+    def _language_parts(self) -> list[nn.Module]:
+        """What learns in the second stage."""
+        base = self.model.model
+        return [base.multi_modal_projector, base.language_model, self.model.lm_head, self.place]
 
     def save(self) -> None:
         """Write the checkpoint; a half-written one never replaces a whole one."""
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
+            "place": self.place.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "whitening": vars(self.whitening) if self.whitening else None,
             "random": torch.get_rng_state(),
@@ -124,7 +191,7 @@ class Trainer:
         self.saved = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         mine = self.seed, json.dumps(asdict(self.recipe))
         if (state["at"]["seed"], state["recipe"]) != mine:
             raise InputError(
@@ -136,8 +203,10 @@ class Trainer:
         self.seconds = state["at"]["seconds"]
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.place.load_state_dict(state["place"])
         if state["whitening"]:
-            self.whitening = Whitening(**state["whitening"])
+            device = torch.get_default_device()
+            self.whitening = Whitening(**{k: v.to(device) for k, v in state["whitening"].items()})
         self.optimiser = self._optimiser()
         self.optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
@@ -149,6 +218,8 @@ class Trainer:
             stop_at: stage and step at which to save and leave; None goes to the end.
         """
         recipe = self.recipe
+        if self._exported():
+            return
         if self.stage == _VISION:
             if not self._stage(recipe.vision_steps, self._vision_step, stop_at):
                 return
@@ -156,34 +227,26 @@ class Trainer:
         if self._stage(recipe.language_steps, self._language_step, stop_at):
             self.export()
 
+    def _exported(self) -> bool:
+        """Whether the run is over and its model written; what was measured of it then stays."""
+        file = self.folder / "model" / "training.json"
+        if not self.answering or self.step < self.steps or not file.exists():
+            return False
+        done = json.loads(file.read_text())["training"]["steps_done"]
+        return bool(done == {"stage": self.stage, "step": self.step})
+
     def _begin_language(self) -> None:
         self.stage, self.step = _LANGUAGE, 0
         start_language(self.model)
-        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
-        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
-        table = self.model.get_input_embeddings().weight.detach()
-        batches = []
-        for grid in (GRID, GRID, *LOW_GRIDS):
-            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
-            indices = range(indices.stop, indices.stop + len(indices))
-            chosen = [index % self.scenes.store.count for index in indices]
-            _, owners = self.scenes.arrays(chosen)
-            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
-            targets = patch_targets(table, *shown, grid, WORD_SIZE)
-            batches.append((self.features(self.scenes, chosen, grid), targets))
-        errors = align(self.model, batches)
-        print(f"alignment: error {errors[0]:.3f} -> {errors[-1]:.3f}", flush=True)
+        errors = align(self.model, self._alignment())
+        means = {"error of alignment, before": errors[0], "after": errors[-1]}
+        self.tell(Progress(self.stage, 0, self.steps, self.minutes_spent, means, {}))
         self.optimiser = self._optimiser()
         self.save()
 
-    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> torch.Tensor:
-        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
-        assert self.whitening is not None
-        return self.whitening(features_of(self.model, scenes, indices, grid))
-
     def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
         """All steps of a stage; False if it was left at `stop_at`."""
-        report = Report(self)
+        report = Report(self, self._validation())
         while self.step < steps:
             if stop_at == (self.stage, self.step):
                 self.save()
@@ -199,36 +262,27 @@ class Trainer:
         self.save()
         return True
 
-    def _vision_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
-        grid = step_grid(rng, self.recipe.low_share)
-        loss, facts = vision_loss(
-            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
-        )
-        # Accuracies are reported at the model's own resolution.
-        return loss, facts if grid == GRID else {}
-
-    def _language_step(self, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def _language_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
-        indices = self.scenes.indices(self.step, recipe.language_batch)
         first, last = recipe.captions
         done = min(1.0, self.step / recipe.language_steps / 0.4)
-        captions = first + (last - first) * done
         early = self.step < recipe.low_until * recipe.language_steps
-        grid = step_grid(rng, recipe.low_first if early else recipe.low_share)
-        features = self.features(self.scenes, indices, grid)
-        packed = language_batch(self.scenes, indices, rng, recipe.dialogues, captions)
+        shown = self._shown(
+            rng,
+            captions=first + (last - first) * done,
+            low_share=recipe.low_first if early else recipe.low_share,
+        )
         with Gaze(self.model).watching() as gaze:
-            loss, logits = language_loss(self.model, features, packed)
-        wanted = packed.labels[packed.labels != IGNORE]
+            loss, logits = packed_loss(self.model, shown.visual, shown.packed)
+        wanted = shown.packed.labels[shown.packed.labels != IGNORE]
         facts = {"words": (logits.argmax(-1) == wanted).float().mean().item()}
         hint = recipe.gaze * max(0.0, 1 - self.step / (recipe.gaze_until * recipe.language_steps))
         if hint:
-            _, owners = self.scenes.arrays(indices)
-            prefix = PREFIX_WORDS + features.shape[1]
-            looked, shares = gaze.loss(patch_owners(owners, grid), packed, prefix)
-            facts |= shares
-            loss = loss + hint * looked
+            prefix = PREFIX_WORDS + shown.visual.shape[1]
+            looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
+            placed, off = gaze.place_loss(self.place, shown.places(), shown.packed, prefix)
+            facts |= shares | off
+            loss = loss + hint * (looked + recipe.place * placed)
         return loss, facts
 
     def export(self) -> Path:
@@ -243,14 +297,14 @@ class Trainer:
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shipped.to(torch.bfloat16).save_pretrained(partial)
-        build_processor().save_pretrained(partial)
+        self._save_processor(partial)
         record = {
             "seed": self.seed,
             "recipe": asdict(self.recipe),
             "steps_done": {"stage": self.stage, "step": self.step},
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "wall_minutes": round(self.minutes_spent, 1),
-            "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+            "hardware": hardware(),
             "torch": torch.__version__,
         }
         (partial / "training.json").write_text(json.dumps({"training": record}, indent=2) + "\n")
@@ -259,14 +313,105 @@ class Trainer:
         return target
 
 
+class SceneTrainer(Trainer):
+    """The run that makes `reference`.
+
+    Args:
+        folder, seed, recipe, minutes, tell: as for every `Trainer`.
+        scenes: the training scenes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        scenes: Scenes,
+        minutes: float = 3.0,
+        tell: Tell = tell,
+    ) -> None:
+        self.scenes = scenes
+        super().__init__(folder, seed, recipe, minutes, tell)
+
+    def _build(self) -> PreTrainedModel:
+        recipe = self.recipe
+        return build_model(recipe.vision_width, recipe.vision_layers, recipe.width, recipe.layers)
+
+    def _save_processor(self, folder: Path) -> None:
+        build_processor().save_pretrained(folder)
+
+    def _validation(self) -> Validate:
+        return scenes_validation(self)
+
+    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
+        grid = step_grid(rng, self.recipe.low_share)
+        loss, facts = vision_loss(
+            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
+        )
+        # Accuracies are reported at the model's own resolution.
+        return loss, facts if grid == GRID else {}
+
+    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
+        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
+        table = self.model.get_input_embeddings().weight.detach()
+        batches = []
+        for grid in (GRID, GRID, *LOW_GRIDS):
+            # Other scenes for each resolution, in equal numbers; twice as many at the full one.
+            indices = range(indices.stop, indices.stop + len(indices))
+            chosen = [index % self.scenes.store.count for index in indices]
+            _, owners = self.scenes.arrays(chosen)
+            shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
+            targets = patch_targets(table, *shown, grid, WORD_SIZE)
+            batches.append((self.features(self.scenes, chosen, grid), targets))
+        return batches
+
+    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
+        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
+        assert self.whitening is not None
+        return self.whitening(features_of(self.model, scenes, indices, grid))
+
+    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
+        indices = self.scenes.indices(self.step, self.recipe.language_batch)
+        grid = step_grid(rng, low_share)
+        features = self.features(self.scenes, indices, grid)
+        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
+        return Shown(
+            visual=self.model.model.multi_modal_projector(features),
+            packed=packed,
+            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
+            places=lambda: centres_of(self.scenes.layouts_of(indices)) * 2 / SIDE - 1,
+        )
+
+
+def hardware() -> str:
+    """What this runs on."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+
+
+@contextmanager
+def on(device: str) -> Iterator[None]:
+    """Make what a run makes on this device; matrices in TF32 where there is such a thing."""
+    torch.set_float32_matmul_precision("high" if device.startswith("cuda") else "highest")
+    with torch.device(device):
+        yield
+
+
 def train(
     output_dir: str | Path,
     seed: int = 0,
     recipe: Recipe | None = None,
     store: str | Path | None = None,
     stop_at: tuple[int, int] | None = None,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    tell: Tell = tell,
 ) -> Path:
-    """Train in `output_dir`, going on from its checkpoint if there is one.
+    """Train `reference` in `output_dir`, going on from its checkpoint if there is one.
 
     Args:
         output_dir: the run's folder; the finished model lies in its `model/`.
@@ -274,6 +419,9 @@ def train(
         recipe: lengths, rates, sizes.
         store: folder of drawn training scenes; `output_dir/scenes` if None. Filled if it is not.
         stop_at: (stage, step) to stop at, with a checkpoint.
+        device: where to train.
+        workers: processes that draw scenes.
+        tell: what is done with its progress.
 
     Returns:
         The folder of the model.
@@ -281,33 +429,7 @@ def train(
     folder, recipe = Path(output_dir), recipe or Recipe()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Store(store or folder / "scenes", recipe.scenes)
-    drawn.fill()
-    Trainer(folder, seed, recipe, Scenes(drawn)).run(stop_at)
+    drawn.fill(workers)
+    with on(device):
+        SceneTrainer(folder, seed, recipe, Scenes(drawn), tell=tell).run(stop_at)
     return folder / "model"
-
-
-def main() -> None:
-    """`python -m foveate.reference.train --out DIR`: draw, train, export."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", help="folder of drawn scenes, shared between runs")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    changes = {
-        field: float(value) if "." in value else int(value)
-        for field, value in (item.split("=") for item in options.set)
-    }
-    recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
-    try:
-        print(train(options.out, options.seed, recipe, options.store), flush=True)
-    except KeyboardInterrupt:
-        # The last checkpoint stands; one written in the middle of a step would be no state at all.
-        print("Interrupted. The same command goes on from the last checkpoint.", flush=True)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

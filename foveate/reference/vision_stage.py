@@ -84,19 +84,40 @@ def vision_loss(
     """The loss on these scenes, and accuracies (recall at 0.5 for what CLS says is present)."""
     pixels, owners = scenes.arrays(indices)
     layouts = scenes.layouts_of(indices)
-    hidden, pooled = encode(tower, pixel_values(pixels, grid))
+    labels, offsets = patch_labels(layouts, owners, grid)
+    return labelled_loss(
+        tower, heads, pixel_values(pixels, grid), labels, offsets, image_labels(layouts)
+    )
+
+
+def labelled_loss(
+    tower: CLIPVisionModel,
+    heads: Heads,
+    pixels: Tensor,
+    labels: dict[str, Tensor],
+    targets: Tensor,
+    whole: dict[str, Tensor],
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss on labelled pictures, and accuracies.
+
+    Args:
+        tower, heads: what is trained.
+        pixels: float[b, 3, s, s].
+        labels: of patches, name -> int64[b, n]; -100: none.
+        targets: float[b, n, 2] offsets to the owner's centre, NaN in the background.
+        whole: of pictures, as `labels.image_labels`; -100: no number can be read.
+    """
+    hidden, pooled = encode(tower, pixels)
     assert pooled is not None
     logits, offsets = heads.patches(hidden)
-    labels, targets = patch_labels(layouts, owners, grid)
     shown = torch.isfinite(targets[..., 0])
     loss = F.smooth_l1_loss(offsets[shown], targets[shown])
     accuracy = {}
     for name, out in logits.items():
         wanted = labels[name]
-        loss = loss + F.cross_entropy(out.flatten(0, 1), wanted.flatten())
+        loss = loss + _cross_entropy(out.flatten(0, 1), wanted.flatten())
         known = wanted >= 0
         accuracy[name] = (out.argmax(-1) == wanted)[known].float().mean().item()
-    whole = image_labels(layouts)
     weight = torch.tensor(_PRESENT_WEIGHT)
     for place, outs in zip(("cls", "pooled"), heads.image(hidden, pooled), strict=True):
         present = outs["present"]
@@ -104,7 +125,7 @@ def vision_loss(
             present, whole["present"], pos_weight=weight
         )
         for name in ("tens", "ones"):
-            loss_here = loss_here + 0.5 * F.cross_entropy(outs[name], whole[name])
+            loss_here = loss_here + 0.5 * _cross_entropy(outs[name], whole[name])
         loss = loss + _CLS_SHARE * loss_here
         said, there = present > 0, whole["present"] > 0
         accuracy[f"{place} recall"] = said[there].float().mean().item()
@@ -112,6 +133,13 @@ def vision_loss(
             there[said].float().mean().item() if said.any() else float("nan")
         )
     return loss, accuracy
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Its mean over what has a label; zero, not NaN, where nothing has."""
+    if (wanted >= 0).any():
+        return F.cross_entropy(logits, wanted)
+    return logits.sum() * 0
 
 
 def step_grid(rng: np.random.Generator, low_share: float) -> int:

@@ -38,14 +38,30 @@ _PLAIN = (
     "number letter colour shape size pattern shown left right above below larger "
     "describe list from top yes no ? . ,"
 ).split()
+# Which way something goes in a clip, and in which third of it something happens.
+MOVES = ("left", "right", "up", "down", "nowhere")
+TIMES = ("start", "middle", "end")
+VIDEO = "<video>"
+# Words that came later stand behind all others: ids are part of every trained model.
+_LATER = (
+    VIDEO,
+    *"that moves move does did go came first before appear leave when".split(),
+    *MOVES,
+    *TIMES,
+)
 
 
-def vocabulary() -> dict[str, int]:
-    """Word -> id; special tokens first. Plurals stand beside their shapes ("star", "stars")."""
+def vocabulary(clips: bool = True) -> dict[str, int]:
+    """Word -> id; special tokens first. Plurals stand beside their shapes ("star", "stars").
+
+    Args:
+        clips: with the words about clips. The model `reference` knows none of them; ids are the
+            same with and without.
+    """
     words = [*SPECIAL, USER, ASSISTANT, *_PLAIN, *COLOURS, *SIZES, *PATTERNS, *TONES]
     for shape in SHAPES:
         words += [shape, plural(shape)]
-    words += [*REGION_WORDS, *NUMERALS, *DIGITS, *LETTERS, *EXTREMES]
+    words += [*REGION_WORDS, *NUMERALS, *DIGITS, *LETTERS, *EXTREMES, *(_LATER if clips else ())]
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 

@@ -14,10 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate
 from foveate import attention
 from foveate.attention import LayerAttention
-from foveate.compressor import DecoderMethod, Reads, VisualTokens
+from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
 from foveate.mapping import Mapping
 from tests.families.models import FAMILIES
 from tests.laws.laws import Case, shared_model
+from tests.laws.methods import MergePairs
 
 AT = (1, 3)
 
@@ -240,3 +241,36 @@ def test_texts_and_states_are_the_models_own() -> None:
         torch.testing.assert_close(tokens.normed, norm(states[layer][0, slots]))
         torch.testing.assert_close(tokens.text_normed, norm(states[layer][0, text]))
         assert bool(tokens.asked.all())  # type: ignore[union-attr]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeThenWatch(Compressor):
+    """Merges neighbours before the decoder, and looks between its layers."""
+
+    inside: Watch = dataclasses.field(default_factory=Watch)
+    stage: ClassVar[Stage] = Stage.INPUT
+
+    @property
+    def parts(self) -> tuple[Compressor, ...]:
+        return (MergePairs(), self.inside)
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        raise AssertionError("its parts are asked")
+
+
+@pytest.mark.parametrize("positions", ["original", "reindex"])
+@torch.no_grad()
+def test_what_entered_is_found_by_anchors_wherever_it_runs(positions: str) -> None:
+    case = Case("llava", dtype=torch.float32, images=(2, 1))
+    plain, method = Watch(), MergeThenWatch()
+    watched(case, plain)
+    with foveate.attach(case.model(), method, _force=True, positions=positions):
+        case.model()(**case.batch().inputs)
+    for (layer, before), (_, after) in zip(plain.seen, method.inside.seen, strict=True):
+        if layer == AT[0]:
+            assert after.so_far is not None and before.start is not None
+            assert after.start is not None and not after.so_far.is_selection
+            entered = after.so_far.apply(before.start)
+            torch.testing.assert_close(after.start[after.so_far.anchors], entered)
+            gone = [j for j in range(before.n) if j not in after.so_far.anchors]
+            torch.testing.assert_close(after.start[gone], before.start[gone])

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate import catalog
+from foveate.attention import LayerAttention
 from foveate.compressor import Compressor, VisualTokens
+from foveate.mapping import Mapping
+from foveate.methods.polymorphic import Prune
 from foveate.methods.trim import Trim
 from tests.methods.given import tokens
 
@@ -23,9 +26,13 @@ class InJointSpace(Trim):
         return x, torch.ones(x.shape[1])
 
 
+# VTW leaves no token, whatever it is asked for.
 METHODS = [
-    InJointSpace() if name == "trim" else catalog.make(name) for name in sorted(catalog.names())
+    InJointSpace() if name == "trim" else catalog.make(name)
+    for name in sorted(catalog.names())
+    if name != "vtw"
 ]
+METHODS += [Prune(), Prune(raters="states"), catalog.make("fastv", rows="all")]
 # With one level every token is zero.
 drawn = {"n": st.integers(1, 24), "levels": st.sampled_from([1, 2, 50]), "seed": st.integers(0, 99)}
 NESTED = [catalog.make(name) for name in ("divprune", "mmtok", "random")]
@@ -38,8 +45,31 @@ def seen(n: int, levels: int, seed: int) -> VisualTokens:
     def few(*shape: int) -> torch.Tensor:
         return torch.randint(0, levels, shape, generator=g).float()
 
+    layer = LayerAttention(
+        q=few(4, n + 3, 2),
+        k=few(2, n + 3, 2),
+        scale=0.5,
+        offset=0,
+        mask=None,
+        visual=torch.arange(1, n + 1),
+        text=torch.arange(n + 1, n + 3),
+        question=torch.arange(n + 1, n + 2),
+        everyone=torch.arange(n + 3),
+        last=n + 2,
+    )
     return tokens(
         few(n, 3),
+        layer=2,
+        total=n,
+        so_far=Mapping.identity(n),
+        start=few(n, 3),
+        text=few(2, 3),
+        asked=torch.tensor([True, False]),
+        text_states=few(2, 3),
+        normed=few(n, 3),
+        text_normed=few(2, 3),
+        before=layer,
+        ahead=layer,
         encoder=few(n, 3),
         attention=few(n),
         keys=few(n, 2),

@@ -13,8 +13,8 @@ from foveate.reference import words
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import build_model
 from foveate.reference.captions import describe, listing, relate, tally
-from foveate.reference.gaze import Gaze
-from foveate.reference.labels import MOST_OWNERS, PATCH_CLASSES, patch_labels
+from foveate.reference.gaze import Gaze, place_head
+from foveate.reference.labels import MOST_OWNERS, PATCH_CLASSES, centres_of, patch_labels
 from foveate.reference.language_stage import PREFIX_WORDS, language_loss, training_dialogues
 from foveate.reference.layout import Layout, Thing
 from foveate.reference.packing import pack, text_encoder
@@ -108,6 +108,41 @@ def test_relations_are_said_as_the_picture_shows_them() -> None:
             assert ("right" in said) == (first.x - second.x >= 16)
             assert ("above" in said) == (second.y - first.y >= 16)
             assert ("below" in said) == (first.y - second.y >= 16)
+
+
+def test_names_that_mean_one_object_must_tell_its_place() -> None:
+    torch.manual_seed(0)
+    model = build_model(64, 2, 64, 2).eval()
+    layouts = [scene_layout(seed, "train") for seed in (0, 1)]
+    rng = np.random.default_rng(1)
+    packed = pack([training_dialogues(one, rng, 6, 0.5) for one in layouts], text_encoder())
+    places = centres_of(layouts) / 64 - 1
+    places[1, 1:] = torch.nan  # as in a clip
+    head = place_head(64)
+    with torch.no_grad():
+        head.weight.normal_()
+    gaze, prefix, left = Gaze(model), PREFIX_WORDS + 64, []
+    gaze.layer.register_forward_hook(lambda _, __, output: left.append(output))
+    with torch.no_grad(), gaze.watching():
+        language_loss(model, torch.randn(2, 64, 64), packed)
+        loss, facts = gaze.place_loss(head, places, packed, prefix)
+    states = (left[0][0] if isinstance(left[0], tuple) else left[0])[0, prefix:]
+    costs, off = [], []
+    for token, owners in enumerate(packed.named[0]):
+        if int(owners.sum()) == 1:
+            thing = [*layouts[0].things, *layouts[0].plates][int(owners.long().argmax()) - 1]
+            wanted = torch.tensor([thing.x / 64 - 1, thing.y / 64 - 1])
+            middle, spread = states[token].mean(), states[token].var(correction=0) + 1e-5
+            state = (states[token] - middle) / spread.sqrt()
+            missed = (head(state) - wanted).abs()
+            costs.append(torch.where(missed < 0.1, missed**2 / 0.2, missed - 0.05))
+            off.append(missed)
+    assert len(costs) > 5
+    assert loss.item() == pytest.approx(torch.stack(costs).mean().item(), rel=1e-3)
+    assert facts["place off"] == pytest.approx(torch.stack(off).mean().item(), rel=1e-3)
+    nothing = torch.full_like(places, torch.nan)
+    with torch.no_grad():
+        assert gaze.place_loss(head, nothing, packed, prefix) == (0, {})
 
 
 def meant(layout: Layout, about: tuple[int, ...]) -> list[Thing]:

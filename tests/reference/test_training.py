@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from foveate.errors import InputError
-from foveate.reference import train as training
 from foveate.reference import words
 from foveate.reference.architecture import build_model
 from foveate.reference.labels import patch_owners
@@ -23,7 +22,7 @@ from foveate.reference.packing import IGNORE, attention_mask, pack, text_encoder
 from foveate.reference.recipe import Recipe
 from foveate.reference.scenes import patch_mask, scene, scene_layout
 from foveate.reference.store import Store
-from foveate.reference.train import main, train
+from foveate.reference.train import train
 
 TINY = Recipe(
     scenes=6,
@@ -76,12 +75,12 @@ import json, sys, time
 from foveate.reference.data import Scenes
 from foveate.reference.recipe import Recipe
 from foveate.reference.store import Store
-from foveate.reference.train import Trainer
+from foveate.reference.train import SceneTrainer
 from pathlib import Path
 import torch
 torch.set_num_threads({torch.get_num_threads()})
 
-class Slow(Trainer):
+class Slow(SceneTrainer):
     def _language_step(self, rng):
         if self.step == 2:
             print("now", flush=True)
@@ -113,26 +112,21 @@ def test_another_run_is_refused(whole: Path, seed: int, recipe: Recipe) -> None:
         train(whole, seed, recipe)
 
 
-def test_interrupted_command_exits_with_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "train", interrupted)
-    monkeypatch.setattr(sys, "argv", ["train", "--out", "nowhere"])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().out
-
-
 def test_store_holds_the_scenes(tmp_path: Path) -> None:
     store = Store(tmp_path, 3, "validation")
     store.fill()
     again = Store(tmp_path, 3, "validation")
     assert again.filled == 3
     assert (again.pixels[2] == scene(2, "validation").pixels).all()
+
+
+def test_several_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.reference.store._CHUNK", 2)
+    one, two = (Store(tmp_path / name, 5, "validation") for name in ("one", "two"))
+    one.fill()
+    two.fill(workers=2)
+    assert one.filled == two.filled == 5
+    assert (one.pixels == two.pixels).all() and (one.owners == two.owners).all()
 
 
 def test_patch_owners_agree_with_the_mask() -> None:

@@ -1,0 +1,200 @@
+"""The tiled model's training in miniature: what resumes, what is exported, what is measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foveate.errors import InputError
+from foveate.reference.clips import clip
+from foveate.reference.forms import CLIPS, TILED, Form, Tiled
+from foveate.reference.language_stage import packed_loss
+from foveate.reference.onevision import load_tiles_processor
+from foveate.reference.packing import pack, text_encoder
+from foveate.reference.questions import Question
+from foveate.reference.tiled import tiled_dialogue, tiled_scene
+from foveate.reference.tiles_measure import (
+    clip_hits,
+    measure_tiles,
+    resized_hits,
+    tiled_hits,
+)
+from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, places_of, train_tiles
+from foveate.reference.views import scene_views
+
+TINY = TilesRecipe(
+    scenes=6,
+    vision_steps=3,
+    vision_batch=2,
+    vision_clips=1,
+    language_steps=4,
+    language_batch=2,
+    language_tokens=1_000,
+    dialogues=2,
+    low_share=0.5,
+    vision_width=64,
+    vision_layers=2,
+    width=64,
+    layers=2,
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return dict(state["model"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_tiles(folder, 3, TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(whole: Path) -> tuple[Any, Any]:
+    """What the run exported."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(whole / "model", dtype=torch.float32)
+    return model.eval(), load_tiles_processor(whole / "model")
+
+
+@pytest.mark.parametrize("stop_at", [(1, 2), (2, 2)])
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, whole: Path, stop_at: tuple[int, int]
+) -> None:
+    train_tiles(tmp_path, 3, TINY, stop_at)
+    half = weights(tmp_path)
+    train_tiles(tmp_path, 3, TINY)
+    first, second = weights(whole), weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Control: it was really stopped half-way.
+    assert any(not torch.equal(first[name], half[name]) for name in first)
+
+
+def test_another_recipe_is_refused(whole: Path) -> None:
+    with pytest.raises(InputError, match="another seed or recipe"):
+        train_tiles(whole, 3, replace(TINY, clip_share=0.5))
+
+
+def test_everything_learns_that_should(whole: Path) -> None:
+    """The newline with the decoder; the tower in its own stage only."""
+    trainer = TilesTrainer(whole, 3, TINY)
+    learning = {id(parameter) for parameter in trainer.optimiser.parameters}
+    base = trainer.model.model
+    assert id(base.image_newline) in learning
+    assert not learning & {id(parameter) for parameter in base.vision_tower.parameters()}
+    others = [*base.language_model.parameters(), *base.multi_modal_projector.parameters()]
+    assert {id(parameter) for parameter in others} < learning
+
+
+def test_places_tell_where_and_when() -> None:
+    """Against the layout and the script: a scene's owners have one place and no time."""
+    drawn = tiled_scene(4, "train", canvas=(192, 128))
+    told = places_of(TILED[1].draw(4, "train"))
+    for owner, thing in enumerate(drawn.things, start=1):
+        wanted = torch.tensor([thing.x / 96 - 1, thing.y / 64 - 1])
+        assert torch.allclose(told[owner, :2], wanted, atol=1e-5)
+    assert told[:, 2:].isnan().all()
+    assert told[0].isnan().all()
+    for seed in range(5):
+        shown = clip(seed, "train", frames=8)
+        told = places_of(CLIPS[0].draw(seed, "train"))
+        assert told[1 + len(shown.actors) :].isnan().all()
+        for owner, actor in enumerate(shown.actors, start=1):
+            x0, y0, x1, y1, start, end = told[owner].tolist()
+            way = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0}
+            if actor.move == "nowhere":
+                assert (x0, y0) == (x1, y1)
+            else:
+                assert way[actor.move] > 0.3
+            # Frames are an eighth of the clip: its first lies within one step of appearing.
+            assert 0 <= (start + 1) / 2 - actor.appears + 1 / 16 <= 1 / 8
+            assert 0 <= (end + 1) / 2 - actor.leaves + 1 / 16 <= 1 / 8
+
+
+def test_exported_model_is_the_trained_one(whole: Path, loaded: tuple[Any, Any]) -> None:
+    """The whitening is folded in, and half precision changes little."""
+    model, processor = loaded
+    trainer = TilesTrainer(whole, 3, TINY)
+    packed = pack([[[Question("x", "is there a red thing ?", "yes")]]], text_encoder())
+
+    def answer(raw: torch.Tensor, of: Any, form: Form) -> torch.Tensor:
+        projected = of.model.multi_modal_projector(raw)[None]
+        return packed_loss(of, form.visual(projected, of.model.image_newline), packed)[1]
+
+    for form in (TILED[0], CLIPS[0]):
+        drawn = form.draw(5, "train")
+        with torch.no_grad():
+            raw = trainer.raw_features(drawn.views)
+            _, trained = packed_loss(trainer.model, trainer.visual(form, [drawn]), packed)
+            exported, unwhitened = answer(raw, model, form), answer(raw, trainer.model, form)
+        assert torch.allclose(trained, exported, atol=0.1)
+        # Control: without the whitening it is another model.
+        assert (trained - unwhitened).abs().max() > 3 * (trained - exported).abs().max()
+    assert processor.image_processor.image_grid_pinpoints[-1] == [192, 192]
+    record = json.loads((whole / "model" / "training.json").read_text())
+    assert record["training"]["recipe"]["clip_share"] == TINY.clip_share
+
+
+def test_measures_every_table(loaded: tuple[Any, Any]) -> None:
+    found = measure_tiles(*loaded, count=8, split="validation")
+    conditions = {"accuracy", "blind", "wrong_image", "majority", "questions"}
+    resized = {f"views_of_{pixels}_pixels" for pixels in (32, 48, 56)}
+    more = {
+        "scenes": {"overview_only", *resized},
+        "clips": {"middle_frame", "at_8_frames", "at_32_frames", *resized},
+    }
+    for part, extra in more.items():
+        assert found[part]["all"]["questions"] == 24
+        assert set(found[part]["all"]) == conditions | extra
+        for row in found[part]["kinds"].values():
+            assert set(row) == conditions | extra
+    assert set(found["cls_attention"]) == {"overviews", "tiles", "frames"}
+    for row in found["cls_attention"].values():
+        assert 0 < row["object_area"] < 1
+        assert 0 < row["attention_on_objects"] < 1
+
+
+def test_a_form_of_full_size_is_what_the_processor_gives(loaded: tuple[Any, Any]) -> None:
+    """The path of resized views, taken with views as they are."""
+    drawn = [tiled_scene(seed, "validation") for seed in range(5)]
+    turns = [
+        [(turn.text, turn.answer, turn.kind) for turn in tiled_dialogue(each, each.seed)]
+        for each in drawn
+    ]
+    given = [(Tiled(each.image.size), scene_views(each)) for each in drawn]
+    theirs = tiled_hits(*loaded, turns, [each.image for each in drawn])
+    assert resized_hits(*loaded, turns, given) == theirs
+
+
+def test_measured_clips_are_asked_as_the_processor_asks(loaded: tuple[Any, Any]) -> None:
+    """Ids and pixels made without torchvision, against the processor's own."""
+    from foveate.reference.clip_questions import clip_dialogue
+    from foveate.reference.measure import answers_right, messages
+
+    model, processor = loaded
+    drawn = [clip(seed, "validation", frames=8) for seed in range(4)]
+    turns = [
+        [(turn.text, turn.answer, turn.kind) for turn in clip_dialogue(each, each.seed)]
+        for each in drawn
+    ]
+    texts = [processor.apply_chat_template(messages(each, is_video=True)) for each in turns]
+    inputs = processor(
+        text=texts,
+        videos=[each.frames for each in drawn],
+        do_sample_frames=False,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        guessed = model(**inputs).logits.argmax(-1)
+    theirs = answers_right(inputs.input_ids, guessed, turns)
+    assert clip_hits(model, processor, turns, [each.pixels for each in drawn]) == theirs
