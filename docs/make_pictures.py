@@ -57,15 +57,10 @@ def readme() -> Image.Image:
     for name in README:
         with foveate.attach(model, name, keep=KEEP) as run:
             said = answer()
-        panels.append(_bare(drawing.draw(sample.image, run.items[0], title="", side=SIDE)))
+        drawn = drawing.draw(sample.image, run.items[0], title="", side=SIDE)
+        panels.append(drawing.bare(drawn))
         labels.append(f'{name}, {run.report().entering} tokens: "{said}"')
     return drawing.sheet([drawing.sheet(panels, labels)], [question], columns=1)
-
-
-def _bare(picture: Image.Image) -> Image.Image:
-    """A drawn panel without its margin."""
-    margin = (picture.width - SIDE) // 2
-    return picture.crop((margin, margin, margin + SIDE, margin + SIDE))
 
 
 def methods() -> Image.Image:

@@ -84,7 +84,12 @@ def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
     """The whole picture at the size of a panel, nothing drawn on it."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return sheet([picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)])
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def bare(drawn: Image.Image) -> Image.Image:
+    """A drawing that has no title, without its margin."""
+    return drawn.crop((_GAP, _GAP, drawn.width - _GAP, drawn.height - _GAP))
 
 
 def save(image: Image.Image, path: str | Path) -> Path:

@@ -92,3 +92,30 @@ def test_writing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"name it \.png"):
         drawing.save(one, tmp_path / "one.text")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "one.png"]
+
+
+def test_a_layers_own_tokens_are_drawn() -> None:
+    picture = Image.new("RGB", (40, 40), RED)
+    first, second = Mapping.select(torch.tensor([0, 2, 3]), 4), Mapping.select(torch.tensor([1]), 3)
+    steps = [(None, first), (2, second)]
+    drawn = item(second @ first, Grid(1, 2, 2))
+    drawn.steps[:] = steps
+    kept = {
+        layer: (cells(drawing.draw(picture, drawn, layer=layer, title="", side=128), 2, 2) == RED)
+        .all(-1)
+        .tolist()
+        for layer in (None, 0, 1, 2, 3)
+    }
+    assert kept[0] == kept[1] == [[True, False], [True, True]]
+    assert kept[2] == kept[3] == kept[None] == [[False, False], [True, False]]
+    assert drawn.at(1).m == 3 and item(first).at(0) is first
+    nothing = item(Mapping.identity(4), Grid(1, 2, 2))
+    nothing.steps.clear()
+    assert nothing.at(0).is_identity
+
+
+def test_without_the_margin() -> None:
+    picture = Image.new("RGB", (40, 20), RED)
+    drawn = drawing.bare(drawing.draw(picture, item(Mapping.identity(2), Grid(1, 1, 2)), title=""))
+    assert drawn.size == drawing.enlarged(picture).size == (512, 256)
+    assert drawing.enlarged(Image.new("RGB", (1, 4000))).size == (1, 512)

@@ -64,7 +64,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                     [("the first", "first"), ("each anew", "each")], value=engine.turns,
                     label="Which question chooses the tokens", elem_id="turns",
                 )  # fmt: skip
-            with gr.Column(scale=11, min_width=420):
+            with gr.Column(scale=11, min_width=420, elem_id="talk"):
                 notice = gr.HTML("", elem_id="notice")
                 log = gr.HTML("", elem_id="log")
                 with gr.Row(elem_id="asking"):

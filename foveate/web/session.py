@@ -268,7 +268,7 @@ class Session:
         """The picture with the tokens that a decoder layer runs on; untouched before an answer."""
         if self.picture is None or not self.items:
             return None if self.picture is None else drawing.enlarged(self.picture)
-        return drawing.draw(self.picture, self.items[0], layer=layer, title="")
+        return drawing.bare(drawing.draw(self.picture, self.items[0], layer=layer, title=""))
 
 
 def as_full(found: Facts, visual: int | None) -> Facts:

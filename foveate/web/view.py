@@ -24,8 +24,11 @@ CSS = """
 .fv-head { display: flex; align-items: baseline; gap: 14px; }
 .fv-head b { font-size: 22px; letter-spacing: -0.01em; }
 .fv-head span { color: var(--body-text-color-subdued); }
-.gradio-container:has(.fv-suggested) .fv-log { height: calc(100vh - 246px); }
-.fv-log { height: calc(100vh - 184px); min-height: 420px; overflow-y: auto; display: flex;
+#talk { height: calc(100vh - 100px); min-height: 600px; flex-wrap: nowrap; }
+#talk > * { flex-shrink: 0; }
+#log { flex: 1 1 0; min-height: 0; }
+#log .html-container, #log .prose { height: 100%; }
+.fv-log { height: 100%; box-sizing: border-box; overflow-y: auto; display: flex;
   flex-direction: column-reverse; border: 1px solid var(--border-color-primary);
   border-radius: 8px; padding: 16px; background: var(--background-fill-primary); }
 .fv-log::before { content: ""; flex: 1 1 auto; }
@@ -58,7 +61,8 @@ CSS = """
 .fv-caption { font-size: 13px; line-height: 1.5; color: var(--body-text-color-subdued);
   padding: 2px 4px; }
 .fv-caption b { color: var(--body-text-color); }
-@media (max-width: 700px) { .fv-pair { grid-template-columns: 1fr; } }
+@media (max-width: 700px) { .fv-pair { grid-template-columns: 1fr; } #talk { height: auto; }
+  #log { flex: none; height: 420px; } }
 """
 
 
