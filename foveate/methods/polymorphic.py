@@ -225,7 +225,10 @@ class Polymorphic(Compressor):
         """K times the budget for stage 1, the budget itself for the average after stage 2."""
         if keep is None or self.stages != "both":
             return (keep,) * len(self.parts)
-        return min(n, round(self.ratio * keep)), keep
+        # Few layers or a tiny budget: the first layers alone must not run on more than all may.
+        before = self.parts[1].layers_in(total)[0]
+        most = (total * keep - (total - before)) // before if before else n
+        return min(n, max(keep, min(round(self.ratio * keep), most))), keep
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """Stage 1, where it is asked by itself."""
