@@ -70,12 +70,12 @@ class TilesRecipe(Recipe):
     """
 
     scenes: int = 1_000_000
-    vision_steps: int = 2_400
+    vision_steps: int = 2_200
     vision_batch: int = 8
     vision_tiles: int = 4
     vision_clips: int = 4
     vision_frames: int = 6
-    language_steps: int = 4_500
+    language_steps: int = 4_000
     language_batch: int = 12
     language_tokens: int = 4_000
     clip_share: float = 0.45
