@@ -70,12 +70,12 @@ class TilesRecipe(Recipe):
     """
 
     scenes: int = 1_000_000
-    vision_steps: int = 2_400
+    vision_steps: int = 2_200
     vision_batch: int = 8
     vision_tiles: int = 4
     vision_clips: int = 4
     vision_frames: int = 6
-    language_steps: int = 4_500
+    language_steps: int = 4_000
     language_batch: int = 12
     language_tokens: int = 4_000
     clip_share: float = 0.45
@@ -216,10 +216,11 @@ class TilesTrainer(Trainer):
 
 
 def places_of(drawn: Drawn) -> Tensor:
-    """Where each owner is first, where last, and from when to when: float[owners, 6].
+    """Where each owner is first, how far it goes, and from when to when: float[owners, 6].
 
-    Pixels and parts of the clip, both as -1 to 1: x, y, x, y, start, end. A scene has the first
-    place alone.
+    Pictures and clips are 2 long: x and y from -1 to 1, the way, start and end from -1 to 1. In a
+    scene the place alone is known. (The way, and not the last place, which is nearly told by the
+    mean of all places.)
     """
     places = torch.full((len(drawn.views.shown[0]), 6), torch.nan)
     views = drawn.views[:1] if isinstance(drawn.subject, Layout) else drawn.views
@@ -230,7 +231,8 @@ def places_of(drawn: Drawn) -> Tensor:
         first, last = int(when[0]), int(when[-1])
         places[owner, :2] = views.centres[first, owner] * 2 / TILE - 1
         if isinstance(drawn.subject, Script):
-            places[owner, 2:4] = views.centres[last, owner] * 2 / TILE - 1
+            way = views.centres[last, owner] - views.centres[first, owner]
+            places[owner, 2:4] = way * 2 / TILE
             places[owner, 4:] = torch.tensor([first, last + 1]) * 2 / len(views) - 1
     return places
 

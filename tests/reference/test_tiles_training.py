@@ -109,12 +109,10 @@ def test_places_tell_where_and_when() -> None:
         told = places_of(CLIPS[0].draw(seed, "train"))
         assert told[1 + len(shown.actors) :].isnan().all()
         for owner, actor in enumerate(shown.actors, start=1):
-            x0, y0, x1, y1, start, end = told[owner].tolist()
-            way = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0}
-            if actor.move == "nowhere":
-                assert (x0, y0) == (x1, y1)
-            else:
-                assert way[actor.move] > 0.3
+            across, down, start, end = told[owner, 2:].tolist()
+            way = {"left": -across, "right": across, "up": -down, "down": down, "nowhere": 1.0}
+            assert way[actor.move] > 0.3
+            assert 0.0 in (across, down)
             # Frames are an eighth of the clip: its first lies within one step of appearing.
             assert 0 <= (start + 1) / 2 - actor.appears + 1 / 16 <= 1 / 8
             assert 0 <= (end + 1) / 2 - actor.leaves + 1 / 16 <= 1 / 8
