@@ -9,19 +9,20 @@ from foveate.errors import InputError
 
 
 def named(models: Sequence[str]) -> dict[str, str]:
-    """Name -> model, for models as typed; the last part of a path is enough if it is the only one.
+    """Name -> model: of each the last part of its path, or as many as tell them all apart.
 
     Raises:
         InputError: one is there twice.
     """
-    if len(set(models)) < len(models):
-        double = next(each for each in models if models.count(each) > 1)
-        raise InputError(f"The model {double} is given twice.")
-    ends = [Path(each).name for each in models]
-    return {
-        end if ends.count(end) == 1 and end else "-".join(Path(each).parts[-2:]).strip("/"): each
-        for end, each in zip(ends, models, strict=True)
-    }
+    parts = [Path(each).resolve().parts[1:] for each in models]
+    for index, each in enumerate(models):
+        if parts[index] in parts[:index]:
+            raise InputError(f"The model {each} is given twice.")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, models, strict=True))
 
 
 def seeds_in(folder: Path) -> dict[str, str]:

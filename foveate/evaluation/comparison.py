@@ -26,15 +26,18 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Standard deviations between models that differ in their training seed.
+    """How much models differ whose training differs in its seed.
 
     Attributes:
-        accuracy: of Avg.
-        difference: of Avg minus the same model's uncompressed.
+        accuracy: standard deviation of Avg.
+        difference: the same of Avg minus the same model's uncompressed.
+        interval: that difference's mean with the interval of another draw of dialogues and of
+            models, where the one in `Row` is of dialogues alone.
     """
 
     accuracy: float
     difference: float
+    interval: Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _begun(
     max_new_tokens: int,
 ) -> tuple[Chat, str]:
     """A conversation up to a turn, and the question asked in it."""
-    chat = Chat(model, processor, **setting.options, turns=way, max_new_tokens=max_new_tokens)
+    chat = setting.chat(model, processor, turns=way, max_new_tokens=max_new_tokens)
     for number in range(turn):
         chat.ask(dialogue.turns[number].question, () if number else dialogue.load())
     return chat, dialogue.turns[turn].question

@@ -130,9 +130,6 @@ def row(
     per = {name: sum(r[name] for r in counted) / images for name in ("n", "entering", "average")}
     kv_bytes = found.kv_bytes or full.kv_bytes
     overall, turns, kinds = differences(data, mean(answered), mean(base))
-    own = [accuracy(data, each).mean for each in answered]
-    gains = [a - accuracy(data, each).mean for a, each in zip(own, base, strict=True)]
-    accuracy_spread, gain_spread = _deviation(own), _deviation(gains)
     return Row(
         method=group.first.label,
         budget=group.first.budget,
@@ -151,9 +148,7 @@ def row(
         kv_bytes=kv_bytes,
         kv_share=kv_bytes / full.kv_bytes,
         time=found.time,
-        spread=None
-        if accuracy_spread is None or gain_spread is None
-        else Spread(accuracy_spread, gain_spread),
+        spread=_spread(data, answered, base) if len(stores) > 1 else None,
     )
 
 
@@ -212,6 +207,20 @@ def mean(answered: Sequence[Rights]) -> Rights:
         [float(np.mean(turn)) for turn in zip(*dialogue, strict=True)]
         for dialogue in zip(*answered, strict=True)
     ]
+
+
+def _spread(data: Sequence[Dialogue], answered: Sequence[Rights], base: Sequence[Rights]) -> Spread:
+    """How much models differ in what they answer, and in what they gain on `base`."""
+    right = np.array([[sum(dialogue) for dialogue in model] for model in answered], float)
+    gains = right - np.array([[sum(dialogue) for dialogue in model] for model in base])
+    asked = np.array([len(each.turns) for each in data], float)
+    interval, _ = stats.between_models(gains, asked)
+    total = asked.sum()
+    return Spread(
+        statistics.stdev((right.sum(1) / total).tolist()),
+        statistics.stdev((gains.sum(1) / total).tolist()),
+        interval,
+    )
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -155,7 +155,7 @@ def test_broken_data(capsys: Capture, checkpoint: Folder) -> None:
         (["--all-seeds", "absent"], "No folder absent. --all-seeds needs one with seed0"),
         (["--all-seeds", "empty"], "empty holds no checkpoint of a training seed"),
         (["--all-seeds", "empty", "--model", "reference"], "leave out --model"),
-        (["--model", "a", "--model", "a"], "The model a is given twice"),
+        (["--model", "a", "--model", "./a"], "The model ./a is given twice"),
     ],
 )
 def test_comparisons(arguments: list[str], message: str, capsys: Capture) -> None:

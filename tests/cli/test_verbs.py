@@ -16,6 +16,7 @@ from PIL import Image
 import foveate
 from foveate import catalog
 from foveate.cli import main
+from foveate.cli.seeds import named
 from tests.families.checkpoints import PROCESSORS
 
 Folder = Callable[[str], str]
@@ -120,6 +121,23 @@ def test_compare(family: str, checkpoint: Folder, tmp_path: Path, capsys: Captur
     assert len(executed(found["python"])["found"].rows) == 2
 
 
+def test_names_of_models_tell_them_apart() -> None:
+    assert list(named(["reference", "Qwen/Qwen2-VL-2B"])) == ["reference", "Qwen2-VL-2B"]
+    assert list(named(["/a/x/seed0", "/a/y/seed0"])) == ["x-seed0", "y-seed0"]
+    assert list(named(["/a/x/seed0", "/b/x/seed0", "/c"])) == ["a-x-seed0", "b-x-seed0", "c"]
+
+
+@pytest.mark.parametrize("method", ["visionzip/fastv:fastv.layer=2", "fastv:schedule=[9]"])
+def test_fields_of_chains_and_own_budgets(
+    method: str, checkpoint: Folder, tmp_path: Path, capsys: Capture
+) -> None:
+    given = ["draw", "scene:2", "-m", method, "--model", checkpoint("llava")]
+    budget = [] if "schedule" in method else ["-k", "12"]
+    found = said(capsys, *given, *budget, "--out", str(tmp_path / "kept.png"))
+    executed(found["python"])
+    assert found["pictures"][0]["method"] == method
+
+
 def test_compare_on_the_scenes(checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
     """Both ways of choosing, the oracle, a chain, and a budget that is out of reach."""
     out = str(tmp_path / "out")
@@ -165,7 +183,7 @@ def test_compare_on_all_seeds(
     }
     again = executed(found["python"])["found"]
     assert [each.model for each in again.models] == ["seed2", "seed10"]
-    # Models that are named go by the end of their path, or by as much of it as tells them apart.
+    # Models that are named go by the end of their path.
     named = [*arguments[:-2], "--model", str(seeds / "seed2"), "--model", checkpoint("llava")]
     assert [each["model"] for each in said(capsys, *named)["models"]] == [
         "seed2",

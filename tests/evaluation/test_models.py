@@ -119,6 +119,7 @@ def test_tables_have_the_mean_and_the_spread(found: Comparison) -> None:
         assert row.spread.difference == pytest.approx(
             statistics.stdev(r.difference[0] for r in own)
         )
+        assert row.spread.interval[1] <= row.difference[0] <= row.spread.interval[2]
         assert row.entering == 6
         assert row.flops == own[0].flops
     assert found.spread == pytest.approx(statistics.stdev(e.full.mean for e in found.models))
@@ -161,6 +162,7 @@ def test_both_kinds_of_doubt_are_shown(found: Comparison, tmp_path: Path) -> Non
         assert f"{row.spread.difference:.3f}" in text
         for own in tables.of_models(found, row):
             assert tables.delta(own) in page
+        assert tables.interval(row.spread.interval) in page
     for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
         assert len({columns(row) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)}) == 1
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -194,6 +196,9 @@ def test_means_spread_and_interval_by_hand(tmp_path: Path) -> None:
     assert made.spread is not None
     assert made.spread.accuracy == pytest.approx(0.5 / 2**0.5)
     assert made.spread.difference == 0
+    # One model loses the first dialogue, the other the second: of the draws of models and
+    # dialogues one in eight loses nothing, one in eight everything.
+    assert made.spread.interval == pytest.approx((-0.5, -1.0, 0.0))
     one = summary.row(stores[:1], data, Group([setting]), price, price)
     assert one.difference == pytest.approx((-0.5, -1.0, 0.0))
     assert one.spread is None
