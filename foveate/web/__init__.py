@@ -17,7 +17,7 @@ from foveate.evaluation.settings import Setting
 
 HERE = "127.0.0.1"
 LARGEST_UPLOAD = "20mb"
-_VISITORS = 32  # conversations whose caches are held at a time; the oldest is forgotten
+_VISITORS = 8  # conversations whose caches are held at a time; the oldest is forgotten
 _SCENES = 6
 _LOOPBACK = (HERE, "localhost", "::1")
 _EXPOSED = "Warning: whoever reaches {host}:{port} can use this model; there is no password."

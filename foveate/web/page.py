@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -91,6 +93,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                 )  # fmt: skip
                 caption = gr.HTML("", elem_id="caption")
 
+        visitors: weakref.WeakValueDictionary[str | None, Session] = weakref.WeakValueDictionary()
         drawn = [kept, caption]
         shown = [notice, log, *drawn]
 
@@ -115,8 +118,8 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                 return told(error)
             return ""
 
-        def arrive(at: int) -> dict[Any, Any]:
-            session = Session(engine, setting)
+        def arrive(at: int, request: gr.Request) -> dict[Any, Any]:
+            session = visitors[request.session_hash] = Session(engine, setting)
             begin = choices[0]
             session.show(begin.picture)
             return {
@@ -125,6 +128,10 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
                 **suggestions(begin.questions),
                 **everything(session, at),
             }
+
+        def leave(request: gr.Request) -> None:
+            if (session := visitors.pop(request.session_hash, None)) is not None:
+                session.leave()
 
         def upload(session: Session, file: dict[str, Any] | None, at: int) -> dict[Any, Any]:
             known(session)
@@ -156,10 +163,11 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
             last, message = 0.0, ""
             try:
                 session.choose(name or "", budget or "", way)
-                for _ in session.ask(text or ""):
-                    if time.monotonic() - last > _EVERY:
-                        last = time.monotonic()
-                        yield {log: view.log(session)}
+                with contextlib.closing(session.ask(text or "")) as answers:
+                    for _ in answers:
+                        if time.monotonic() - last > _EVERY:
+                            last = time.monotonic()
+                            yield {log: view.log(session)}
             except Exception as error:
                 message = told(error)
             field = {question: text} if message else {}
@@ -177,6 +185,7 @@ def build(engine: Engine, setting: Setting, choices: Sequence[Choice]) -> gr.Blo
         turn = {**quiet, "concurrency_id": "model", "concurrency_limit": 1}
         beside = {**quiet, "concurrency_id": "beside", "concurrency_limit": 4}
         page.load(arrive, [layer], [state, picture, *suggested, *shown], **turn)
+        page.unload(leave)
         for event in (picture.upload, picture.clear):
             # Reading the file, and saying what is wrong with it, is ours.
             event(

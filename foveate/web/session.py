@@ -201,6 +201,12 @@ class Session:
         """End the answer that is coming; from another thread."""
         self._stopped.set()
 
+    def leave(self) -> None:
+        """The visitor has gone: end the answer that is coming, and let go of the caches."""
+        self.stop()
+        with contextlib.suppress(InputError), self.engine.alone():
+            self.reset()
+
     def ask(self, question: str) -> Generator[Turn, None, None]:
         """Both answers, as they come; the turn again and again, each time with more of them.
 
@@ -221,7 +227,8 @@ class Session:
         try:
             yield from self._answer(self.short, turn, turn.short)
         finally:
-            if turn.short.facts is None:  # refused, or left early: the question is forgotten
+            # Refused, or left early: the question is forgotten.
+            if turn.short.facts is None and turn in self.log:
                 self.log.remove(turn)
         if turn.short.facts is None:
             return
@@ -235,6 +242,8 @@ class Session:
                 turn.full.error = turn.full.error or "stopped"
 
     def _answer(self, chat: Chat, turn: Turn, said: Said) -> Iterator[Turn]:
+        if self._stopped.is_set():
+            return
         assert self.picture is not None
         pictures = [] if chat.history else [self.picture]
         stream = chat.stream(turn.question, pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,22 @@ def test_an_answer_that_is_stopped_is_forgotten(make: Make) -> None:
     turn = asked(session, ASKED[1])  # the full model missed a turn, and its picture
     assert turn.full is not None and turn.full.facts is not None
     assert len(session.short.history) == 2 and len(session.full.history) == 1
+
+
+def test_a_visitor_who_leaves_takes_the_caches_along(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make(max_new_tokens=100)
+    monkeypatch.setattr(module, "_PATIENCE", 5.0)
+    stream = session.ask(ASKED[0])
+    next(stream)
+    gone = threading.Thread(target=session.leave)
+    gone.start()
+    for _ in stream:
+        pass
+    gone.join()
+    assert not session.log and not session.short.history
+    assert session.short._cache is None and session.full._cache is None
 
 
 def test_the_full_models_failure_leaves_the_other_answer(
