@@ -25,6 +25,7 @@ BUILT_IN: dict[str, str] = {
     "divprune": "foveate.methods.divprune:DivPrune",
     "fastv": "foveate.methods.fastv:FastV",
     "fitprune": "foveate.methods.fitprune:FitPrune",
+    "metacompress": "foveate.methods.metacompress:MetaCompress",
     "mmtok": "foveate.methods.mmtok:MMTok",
     "mustdrop": "foveate.methods.mustdrop:MustDrop",
     "polymorphic": "foveate.methods.polymorphic:Polymorphic",
@@ -151,7 +152,8 @@ def field_names(name: str) -> list[str]:
     Raises:
         UnknownName: no such method.
     """
-    own = [field.name for field in dataclasses.fields(method_class(name))]
+    fields = dataclasses.fields(method_class(name))
+    own = [field.name for field in fields if field.metadata.get("setting", True)]
     if CHAINED not in name:
         return own
     parts = dict.fromkeys(name.split(CHAINED))

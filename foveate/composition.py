@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from torch import nn
+
 from foveate.compressor import Compressor, Reads, Stage, VisualTokens, check_keep, resolve_keep
 from foveate.errors import BudgetError
 from foveate.mapping import Mapping
@@ -60,6 +62,11 @@ class Chain(Compressor):
     def states_budget(self) -> bool:
         """Whether each method has a budget of its own."""
         return self.keeps is not None
+
+    def fitted(self, model: nn.Module) -> Chain:
+        """The chain with each method as it acts on `model`."""
+        methods = tuple(method.fitted(model) for method in self.methods)
+        return dataclasses.replace(self, methods=methods)
 
     def budgets(self, n: int, keep: int | None, total: int) -> tuple[int | None, ...]:
         """One budget for each of `parts`."""

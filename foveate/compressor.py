@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.attention import LayerAttention
 from foveate.errors import BudgetError, UnknownName
@@ -256,6 +256,14 @@ class Compressor(abc.ABC):
             keep: rows that P must have, 1 <= keep <= n; None (in authors' presets) lets the
                 method's own fields decide.
         """
+
+    def fitted(self, model: nn.Module) -> Compressor:
+        """The method as it acts on `model`; learned ones find or check their weights.
+
+        Raises:
+            SavedFileError: its weights belong to another model, or there are none.
+        """
+        return self
 
     @property
     def prompt_aware(self) -> bool:

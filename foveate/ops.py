@@ -30,6 +30,30 @@ def top(score: Float[Tensor, " n"], k: int) -> Int[Tensor, " k"]:
     return torch.argsort(clean, descending=True, stable=True)[:k]
 
 
+def sine_positions(n: int, d: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "n d"]:
+    """(n, d) fixed sine-cosine embedding of the places 0..n-1 in a sequence.
+
+    Attention Is All You Need (1706.03762), section 3.5, with the sines in the first half.
+    """
+    half = (d + 1) // 2
+    rates = 10000.0 ** (-torch.arange(half, device=device) / half)
+    angles = torch.arange(n, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)[:, :d]
+
+
+def fractional_windows(n: int, m: int, kernel: int) -> Float[Tensor, "m n"]:
+    """(m, n) average pooling of n tokens to m, as a matrix whose rows sum to one.
+
+    Window i has `kernel` tokens around the middle of the i-th of m equal stretches; what lies
+    beyond the ends is left out of its mean.
+    """
+    middles = ((torch.arange(m) + 0.5) * n / m).floor()
+    first = middles - (kernel - 1) // 2
+    places = torch.arange(n)
+    inside = (places >= first[:, None]) & (places < first[:, None] + kernel)
+    return inside / inside.sum(1, keepdim=True)
+
+
 def others(index: Int[Tensor, " k"], n: int) -> Int[Tensor, " r"]:
     """0..n-1 without `index`, ascending."""
     rest = torch.ones(n, dtype=torch.bool, device=index.device)

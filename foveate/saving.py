@@ -1,7 +1,8 @@
-"""Saving a compressor and loading it again: a folder with one JSON file.
+"""Saving a compressor, loading it again, and sharing it: a folder with JSON and safetensors.
 
-The file holds the method's name and fields, and which model it is for if one was given. Nothing
-in it is ever executed: names are looked up in the catalogue.
+`compressor.json` holds the method's name and fields, and which model it is for if one was given;
+`compressor.safetensors` the weights of a learned one; `README.md` is its model card. Nothing in
+them is ever executed: names are looked up in the catalogue.
 """
 
 from __future__ import annotations
@@ -9,29 +10,47 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping as Table
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
 
 from foveate import catalog
 from foveate.compressor import Compressor
 from foveate.errors import SavedFileError
+from foveate.fingerprint import of_weights
+
+if TYPE_CHECKING:
+    from foveate.learned import LearnedCompressor
 
 FORMAT = 1
 FILE = "compressor.json"
+WEIGHTS = "compressor.safetensors"
+CARD = "README.md"
 
 Plain = None | bool | int | float | str | tuple["Plain", ...]
 
 
-def save(method: Compressor, path: str | Path, *, model: Any = None) -> Path:
+def save(
+    method: Compressor,
+    path: str | Path,
+    *,
+    model: Any = None,
+    training: Table[str, Any] | None = None,
+) -> Path:
     """Write a compressor to the folder `path`; an older one there is replaced as a whole.
 
     Args:
         method: a catalogued method (built in, or of an installed package).
         path: the folder; made if absent.
-        model: the model that it is for, if it shall be refused by any other.
+        model: the model that it is for, if it shall be refused by any other. Needed for one that
+            was trained.
+        training: what is known of its training (settings, data, accuracy, cost), as plain values
+            for the record and the model card.
 
     Returns:
-        The file that was written.
+        The record that was written, `compressor.json`.
 
     Raises:
         SavedFileError: the method is not catalogued, or a field is no plain value.
@@ -42,14 +61,33 @@ def save(method: Compressor, path: str | Path, *, model: Any = None) -> Path:
             f"{name} is not catalogued, so nothing could load it again.\n"
             f"Register it in the entry-point group {catalog.GROUP!r} (docs/adding-a-method.md)."
         )
-    record = {
+    about = None if model is None else shape_of(model)
+    record: dict[str, Any] = {
         "format": FORMAT,
         "method": name,
         "fields": {f.name: _plain(f.name, getattr(method, f.name)) for f in _fields(method)},
-        "model": None if model is None else shape_of(model),
+        "model": about,
     }
     folder = Path(path)
+    tensors = None
+    if method.trainable and (net := cast("LearnedCompressor", method).net) is not None:
+        if about is None:
+            raise SavedFileError(
+                f"{name} has weights, which fit one model only.\nSay which: save(..., model=model)."
+            )
+        about |= {"weights": of_weights(model), "name": getattr(model, "name_or_path", "")}
+        record["training"] = dict(training or {})
+        tensors = {
+            key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()
+        }
     folder.mkdir(parents=True, exist_ok=True)
+    if tensors is not None:
+        from safetensors.torch import save_file
+
+        save_file(tensors, str(folder / f"{WEIGHTS}.partial"))
+        (folder / f"{CARD}.partial").write_text(_card(record))
+        os.replace(folder / f"{CARD}.partial", folder / CARD)
+        os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
     target, partial = folder / FILE, folder / f"{FILE}.partial"
     partial.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(partial, target)
@@ -60,14 +98,16 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
     """Read a compressor that `save` wrote.
 
     Args:
-        path: the folder.
+        path: the folder, or a Hub id such as "someone/metacompress-llava" if there is no such
+            folder.
         model: the model that it shall be attached to; checked against what it was saved for.
 
     Raises:
         SavedFileError: no such folder, another format, or saved for another model.
         UnknownName: its method, or one of its fields, is not known here.
     """
-    file = Path(path) / FILE
+    path = _folder(path)
+    file = path / FILE
     if not file.is_file():
         raise SavedFileError(
             f"{path} holds no saved compressor: there is no {FILE} in it.\n"
@@ -89,6 +129,7 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
             f"{file} has format {version!r}; this version of foveate reads format {FORMAT}.\n"
             "Save it again, or install the foveate that wrote it."
         )
+    identity = {} if wanted is None else {key: wanted.pop(key, None) for key in ("weights", "name")}
     if model is not None and wanted is not None and wanted != (found := shape_of(model)):
         differing = ", ".join(
             f"{key} {wanted.get(key)!r} (here {found.get(key)!r})"
@@ -99,7 +140,105 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
             f"{file} was saved for another model: {differing}.\n"
             "Attach it to that model, or make a new one for this."
         )
-    return catalog.make(name, **{key: _tuples(value) for key, value in fields.items()})
+    method = catalog.make(name, **{key: _tuples(value) for key, value in fields.items()})
+    if not method.trainable or identity.get("weights") is None:
+        return method
+    learned = cast("LearnedCompressor", method)
+    net = learned.build(wanted["hidden_size"])
+    _read_weights(net, path / WEIGHTS)
+    learned = dataclasses.replace(learned, net=net, trained_on=str(identity["weights"]))
+    return learned if model is None else learned.fitted(model)
+
+
+def push_to_hub(
+    path: str | Path, repo: str, *, private: bool = False, token: str | None = None
+) -> str:
+    """Upload a saved compressor, its card included, to the Hugging Face Hub.
+
+    Args:
+        path: the folder that `save` wrote.
+        repo: "owner/name"; made if absent.
+        private: whether a new repository is private.
+        token: a Hub token; the logged-in one if None.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        SavedFileError: the folder holds no saved compressor.
+    """
+    load(path)
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo, private=private, exist_ok=True)
+    return str(
+        api.upload_folder(repo_id=repo, folder_path=str(path), allow_patterns=[FILE, WEIGHTS, CARD])
+    )
+
+
+def _folder(path: str | Path) -> Path:
+    """The folder itself, or that of the downloaded files where `path` is a Hub id."""
+    local, text = Path(path), str(path)
+    if local.exists() or isinstance(path, Path) or text.count("/") != 1 or text[0] in "./~":
+        return local
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=[FILE, WEIGHTS, CARD]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SavedFileError(
+            f"There is no folder {text!r} here, and the Hub gave nothing under that name\n"
+            f"({type(error).__name__}). Give a folder that foveate.save wrote, or owner/name."
+        ) from error
+
+
+def _read_weights(net: torch.nn.Module, file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise SavedFileError(f"{file.parent} holds no {WEIGHTS}.\nSave the compressor again.")
+    try:
+        tensors = load_file(str(file))
+        net.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError) as error:
+        raise SavedFileError(
+            f"{file} does not fit the fields beside it ({str(error).splitlines()[0]}).\n"
+            "Save the compressor again."
+        ) from error
+
+
+def _card(record: Table[str, Any]) -> str:
+    """The model card: what it is, for which model, how it was trained, what was measured."""
+    from huggingface_hub import ModelCardData
+
+    model, training = record["model"], record["training"]
+    data = ModelCardData(
+        library_name="foveate",
+        tags=["visual-token-compression", record["method"]],
+        base_model=model["name"] or None,
+    )
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {record['method']} for {model['name'] or model['model_type']}",
+        "A compressor of visual tokens for [foveate](https://github.com/foveate/foveate):",
+        "```python\nmethod = foveate.load(folder_or_hub_id, model=model)\n"
+        "with foveate.attach(model, method, keep=0.25):\n    model.generate(**inputs)\n```",
+        "## Base model\n",
+        *_items(model),
+        "\n## Settings\n",
+        *_items(record["fields"]),
+    ]
+    for title, values in training.items():
+        lines += [f"\n## {title.capitalize()}\n"]
+        lines += _items(values) if isinstance(values, dict) else [str(values)]
+    return "\n".join(lines) + "\n"
+
+
+def _items(values: Table[str, Any]) -> list[str]:
+    return [f"- {key.replace('_', ' ')}: {value}" for key, value in values.items()]
 
 
 def shape_of(model: Any) -> dict[str, Any]:
@@ -117,7 +256,7 @@ def shape_of(model: Any) -> dict[str, Any]:
 
 
 def _fields(method: Compressor) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(method)
+    return tuple(f for f in dataclasses.fields(method) if f.metadata.get("setting", True))
 
 
 def _plain(name: str, value: Any) -> Plain:

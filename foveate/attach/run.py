@@ -119,6 +119,8 @@ class Run:
     ) -> None:
         self.model, self.method, self.keep, self.positions = model, method, keep, positions
         self._acts = keep != 1.0 or isinstance(keep, int) or force
+        if self._acts:
+            self.method = method = method.fitted(model)
         self._adapter = adapter_for(model)
         template = None if processor is None else Template(processor)
         decision = Decision(
@@ -278,6 +280,7 @@ def attach(
         UnknownName: no such method, preset or field.
         UnsupportedModel: no adapter for this model.
         StageNotAvailable: the method needs what this model cannot give.
+        SavedFileError: a learned method without weights for this model.
         BudgetError: `keep` is out of range, or neither `keep` nor `preset` was given.
         AttachError: a compressor is attached already.
     """

@@ -132,7 +132,7 @@ def test_fields_of_chains_and_own_budgets(
     method: str, checkpoint: Folder, tmp_path: Path, capsys: Capture
 ) -> None:
     given = ["draw", "scene:2", "-m", method, "--model", checkpoint("llava")]
-    budget = [] if "schedule" in method else ["-k", "12"]
+    budget = [] if "schedule" in method else ["-k", "14"]
     found = said(capsys, *given, *budget, "--out", str(tmp_path / "kept.png"))
     executed(found["python"])
     assert found["pictures"][0]["method"] == method

@@ -22,7 +22,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
+from foveate import catalog
 from foveate.compressor import Compressor, Stage, VisualTokens, resolve_keep
+from foveate.learned import LearnedCompressor
 from tests.families import reference
 from tests.families.models import FAMILIES, IMAGE, VIDEO, Batch, Family
 from tests.families.reference import Plan
@@ -78,6 +80,12 @@ class Case:
 @functools.lru_cache(maxsize=64)
 def shared_model(name: str, attn: str, dtype: torch.dtype) -> PreTrainedModel:
     return FAMILIES[name].build(attn, dtype)
+
+
+def ready(method: str | Compressor, model: nn.Module) -> Compressor:
+    """The method; a learned one with parameters, though untrained ones."""
+    made = catalog.make(method) if isinstance(method, str) else method
+    return made.initialised(model) if isinstance(made, LearnedCompressor) else made
 
 
 # ---------------------------------------------------------------------- comparing

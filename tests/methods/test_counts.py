@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from foveate import catalog
 from foveate.attention import LayerAttention
 from foveate.compressor import Compressor, VisualTokens
+from foveate.learned import LearnedCompressor
 from foveate.mapping import Mapping
 from foveate.methods.polymorphic import Prune
 from foveate.methods.trim import Trim
@@ -27,11 +28,11 @@ class InJointSpace(Trim):
 
 
 # VTW leaves no token, whatever it is asked for.
+METHODS = [catalog.make(name) for name in catalog.names() if name not in ("trim", "vtw")]
 METHODS = [
-    InJointSpace() if name == "trim" else catalog.make(name)
-    for name in sorted(catalog.names())
-    if name != "vtw"
+    each.drawn(width=3) if isinstance(each, LearnedCompressor) else each for each in METHODS
 ]
+METHODS += [InJointSpace()]
 METHODS += [Prune(), Prune(raters="states"), catalog.make("fastv", rows="all")]
 # With one level every token is zero.
 drawn = {"n": st.integers(1, 24), "levels": st.sampled_from([1, 2, 50]), "seed": st.integers(0, 99)}

@@ -1,0 +1,109 @@
+"""Learned compressors: weights, whose model they are for, files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+import foveate
+from foveate import catalog
+from foveate.errors import SavedFileError
+from foveate.fingerprint import of_weights
+from foveate.learned import LearnedCompressor
+from tests.families.models import FAMILIES
+
+LEARNED = [name for name in catalog.names() if catalog.method_class(name).trainable]
+
+
+def fresh(name: str, model: torch.nn.Module, seed: int = 0) -> LearnedCompressor:
+    method = catalog.make(name)
+    assert isinstance(method, LearnedCompressor)
+    return method.initialised(model, seed)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@torch.no_grad()
+def test_saved_weights_come_back_and_do_the_same(name: str, tmp_path: Path) -> None:
+    model, inputs = FAMILIES["llava"].build(), FAMILIES["llava"].inputs()
+    method = fresh(name, model, seed=3)
+    foveate.save(method, tmp_path, model=model, training={"data": {"questions": 12}})
+    loaded = foveate.load(tmp_path, model=model)
+    logits = []
+    for each in (method, loaded, fresh(name, model, seed=4)):
+        with foveate.attach(model, each, keep=5):
+            logits.append(model(**inputs).logits)
+    assert torch.equal(logits[0], logits[1])
+    card = (tmp_path / "README.md").read_text()
+    assert "questions: 12" in card and of_weights(model) in card and "library_name: foveate" in card
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_another_model_is_refused(name: str, tmp_path: Path) -> None:
+    model, other = FAMILIES["llava"].build(), FAMILIES["llava"].build()
+    foveate.save(fresh(name, model), tmp_path, model=model)
+    loaded = foveate.load(tmp_path)
+    with foveate.attach(other, loaded, keep=3):  # equal weights are the same model
+        pass
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.5)
+    with pytest.raises(SavedFileError, match="trained for another model") as error:
+        foveate.attach(other, loaded, keep=3)
+    assert len(str(error.value).splitlines()) <= 4
+    with pytest.raises(SavedFileError, match="another model"):
+        foveate.load(tmp_path, model=other)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_without_weights_it_says_what_to_do(name: str) -> None:
+    model = FAMILIES["llava"].build()
+    with pytest.raises(SavedFileError, match=f"foveate train {name}") as error:
+        foveate.attach(model, name, keep=3)
+    assert len(str(error.value).splitlines()) <= 4
+    with foveate.attach(model, name, keep=1.0):  # nothing acts, so nothing is needed
+        pass
+    with pytest.raises(SavedFileError, match="which fit one model"):
+        foveate.save(fresh(name, model), "unwritten")
+    assert not Path("unwritten").exists()
+
+
+def test_the_fingerprint_is_of_the_numbers_not_of_how_they_were_loaded() -> None:
+    model = FAMILIES["llava"].build(dtype=torch.float32)
+    found = of_weights(model)
+    assert of_weights(model.to(torch.bfloat16)) == found
+    assert of_weights(FAMILIES["qwen2_vl"].build()) != found
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model), tmp_path, model=model)
+    weights = tmp_path / "compressor.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(SavedFileError, match="does not fit"):
+        foveate.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(SavedFileError, match="holds no compressor"):
+        foveate.load(tmp_path)
+
+
+def test_no_such_folder_and_no_hub(tmp_path: Path) -> None:
+    with pytest.raises(SavedFileError, match="holds no saved compressor"):
+        foveate.load(tmp_path / "absent")
+    with pytest.raises(SavedFileError, match="owner/name"):
+        foveate.load("nobody/nothing-of-this-name")
+
+
+def test_initialising_leaves_the_random_state_alone() -> None:
+    model = FAMILIES["llava"].build()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = fresh("metacompress", model)
+    assert torch.equal(torch.rand(3), expected)
+    again = fresh("metacompress", model)
+    assert first.net is not None and again.net is not None
+    for a, b in zip(first.net.parameters(), again.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert dataclasses.replace(first, dim=8) != first
