@@ -17,16 +17,18 @@ Needs:
     Weights trained for the model (`foveate train metacompress`). Nothing from the vision tower.
 
 Differs from the paper's code:
-    No code was released. Open in the paper and decided here, with the numbers in docs/claims:
-    d_c is 64; E is a fixed 1-D sine-cosine embedding as wide as the token, times `position_scale`,
-    and a learned offset that all places share, zero at first; the pooling's windows are centred, cut at the ends; `pool="2d"` averages over an even lattice of
-    the picture instead, which fits several tiles and frames. The paper calls the kernel s and the
-    stride k in one place and the other way round in another. `start="pca"` begins with the
-    directions in which a model's tokens vary, and the offset with minus their mean (`foveate train`).
+    No code was released. Open in the paper and decided here: d_c is 64; E is a fixed 1-D
+    sine-cosine embedding as wide as the token, times `position_scale`, and a learned offset that
+    all places share, zero at first; the pooling's windows are centred and cut at the ends;
+    `pool="2d"` averages over an even lattice of the picture instead, which fits tiles and frames.
+    The paper calls the kernel s and the stride k in one place and the other way round in another.
+    The start "pca" (`foveate train`) begins with the directions in which a model's tokens vary,
+    and with minus their mean as the offset, not with the published random numbers.
 
 When it fails:
-    Untrained it is a blurred average: with the published start every row looks at much the same
-    mixture. keep=n is no identity, so use keep=1.0.
+    Section 9 of the paper says that it starts as pooling. With the published start that depends on
+    how long a model's tokens are: short ones give every row much the same mixture, long ones make
+    each row pick a single token. keep=n is no identity, so use keep=1.0.
 
 Reference:
     arXiv 2603.21701 (CVPR 2026), section 5; MArSha1147/MetaCompress at 70a620e is a README only.
