@@ -33,7 +33,7 @@ class Store:
 
     @classmethod
     def existing(cls, path: Path) -> Store:
-        """What is stored in a file, whatever it was made under; `facts` says that.
+        """What is stored in a file, whatever it was made under (`facts` says that), for reading.
 
         Raises:
             SavedFileError: there is no such file, or it is none of stored answers.
@@ -45,7 +45,9 @@ class Store:
             raise SavedFileError(
                 f"{path} is no file of stored answers.\nRun what makes them first."
             ) from error
-        return cls(path, facts)
+        found = cls(path, facts)
+        found.close()
+        return found
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
