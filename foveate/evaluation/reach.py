@@ -61,12 +61,23 @@ def refusal(model: Any, setting: Setting, sizes: Iterable[int]) -> tuple[str, in
     return (reason, lowest) if reason else None
 
 
-def _try(model: Any, method: Compressor, keep: int | float | None, n: int) -> None:
+def in_last_layer(model: Any, setting: Setting, n: int) -> int | None:
+    """Tokens of a picture of `n` that reach the last decoder layer; None if only a run shows it.
+
+    Raises:
+        StageNotAvailable, BudgetError: the setting cannot be served; see `refusal`.
+    """
+    method, keep = setting.resolved()
+    return n if isinstance(keep, float) and keep == 1.0 else _try(model, method, keep, n)
+
+
+def _try(model: Any, method: Compressor, keep: int | float | None, n: int) -> int | None:
     """Raise what attaching and running would, as far as it depends on counts and layers alone."""
     decision = Decision(adapter_for(model), method, keep=keep, positions="original", template=None)
     counts = decision.budgets(n)[: len(decision.outside)]
     left = counts[-1] if counts else n
-    decision.steps(n, n if left is None else left)
+    steps = decision.steps(n, n if left is None else left)
+    return steps[max(steps)] if steps else left
 
 
 def _lowest(model: Any, method: Compressor, keep: int | float | None, n: int) -> int | None:
