@@ -1,4 +1,4 @@
-"""A paper's claims, asked again on the reference models: runs what a page needs, and writes it.
+r"""A paper's claims, asked again on the reference models: runs what a page needs, and writes it.
 
     python -m benchmarks.claims polymorphic                         # the shipped model
     python -m benchmarks.claims polymorphic --all-seeds RUNS        # every training seed in RUNS
@@ -8,7 +8,7 @@ The claims are data, `docs/claims/NAME.toml`; the page beside it is made of stor
 stored as they come: interrupted, the same command goes on. Prefill times are taken apart, on a
 quiet machine, and the page reads them from `--timing`:
 
-    python -m benchmarks.overhead --shape deep -m visionzip -m sparsevlm -m fastv -m polymorphic \\
+    python -m benchmarks.overhead --shape deep -m visionzip -m sparsevlm -m fastv -m polymorphic \
         --out benchmarks/results/cpu-deep.json
 """
 
@@ -18,8 +18,8 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from collections.abc import Mapping as Table
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,18 +34,29 @@ from foveate.errors import FoveateError, InputError
 from foveate.evaluation import claims, data, fingerprints, stats
 from foveate.evaluation.answering import FULL
 from foveate.evaluation.asking import Group
-from foveate.evaluation.claims import ATTENTION, Answered, Claim, Evidence, Page, Side, Verdict
+from foveate.evaluation.claims import (
+    ATTENTION,
+    Answered,
+    Claim,
+    Evidence,
+    Page,
+    Prefill,
+    Side,
+    Verdict,
+)
 from foveate.evaluation.compare import ANSWERS, answers
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.reach import in_last_layer
 from foveate.evaluation.store import Store
+from foveate.evaluation.timing import Ratio
 
-ROOT = Path(__file__).parents[1]
+CLAIMS = Path(__file__).parents[1] / "docs" / "claims"
 SCENES, TILES = "scenes", "tiles"
 DIALOGUES = {SCENES: data.from_reference, TILES: data.from_tiles}
 _NAMES = {SCENES: "scenes of one size", TILES: "large scenes in tiles"}
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
 _DPI = 150
+_DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +103,24 @@ def ask(
     asking = answers(
         model, processor, dialogues, groups, folder, batch_size=batch, progress=progress
     )
-    first = asking.store[groups[0].first.key, dialogues[0].name] if groups else {"n": 0}
-    n = first["n"] // len(dialogues[0].turns) if first["n"] else 0
-    last, left_out = {}, {}
-    for group in groups:
-        for setting in group.settings:
-            if group.skipped is not None:
-                why = group.skipped.short or group.skipped.reason.splitlines()[0]
-                left_out[setting.key] = f"{setting.label} at {setting.budget}: {why}"
-            elif n:
-                last[setting.key] = in_last_layer(model, setting, n)
+    left_out = {
+        setting.key: f"{setting.label} at {_share(setting.keep)}: "
+        + (group.skipped.short or group.skipped.reason.splitlines()[0])
+        for group in groups
+        if group.skipped is not None
+        for setting in group.settings
+    }
+    sizes = {
+        record["n"] // len(record["answers"])
+        for record in asking.store.records.values()
+        if record["n"]
+    }
     record = {
         "model": source.model,
         "type": model.config.model_type,
         "parameters": sum(each.numel() for each in model.parameters()),
         "layers": model.config.get_text_config().num_hidden_layers,
-        "tokens": n,
-        "last": last,
+        "tokens": sorted(sizes),
         "left_out": left_out,
     }
     _write(folder / "run.json", record)
@@ -122,6 +134,11 @@ def ask(
             _write(known, {"of": wanted, **found})
     if progress is not None:
         progress.console.print(f"{name}: all answers are in {folder}", highlight=False)
+
+
+def _share(keep: int | float | None) -> str:
+    """A budget as a reader wants it."""
+    return f"{100 * keep:.1f} %" if isinstance(keep, float) else str(keep or "its own budget")
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -203,31 +220,36 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
     """Every setting's accuracy and tokens as a table."""
     counted = found.counted()
     full = np.asarray(found.right(Side(FULL)))[:, counted]
+    sizes = sorted({n for each in models for n in each.facts["tokens"]})
+    layers = min(each.facts["layers"] for each in models)
     lines = [
-        "| setting | of 576 | accuracy | % of the full model's | - full [95 %] | entering | mean | "
-        "last layer |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| full model | 576 | {full.mean():.3f} | 100 | | {models[0].facts['tokens']} | "
-        f"{models[0].facts['tokens']} | {models[0].facts['tokens']} |",
+        "| setting | keep | accuracy | % of full | - full [95 %] | entering | mean | "
+        f"last of {layers} layers | last of {_DEEP} |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| full model | {' / '.join(map(str, sizes))} | {full.mean():.3f} | 100 | | | | 100 % | "
+        "100 % |",
     ]
     for side in sides:
         right = found.right(side)
         if not side.settings or isinstance(right, str):
             continue
-        value = right[:, counted]
-        key = side.keys[0]
-        records = [s[key, each.name] for s in found.stores for each in found.data]
-        turns = len(found.stores) * len(found.kind)
-        entering, average = (
-            sum(r[name] for r in records) / turns for name in ("entering", "average")
-        )
-        last = models[0].facts["last"].get(key)
-        keep = f"{576 * side.keep:g}" if isinstance(side.keep, float) else str(side.keep or "")
+        value, records = right[:, counted], []
+        for store in found.stores:
+            records += [store[key, each.name] for key in side.keys for each in found.data]
+        whole = sum(each["n"] for each in records)
+        entering, mean = (sum(r[name] for r in records) / whole for name in ("entering", "average"))
+        cells = [
+            "" if left is None else f"{100 * left / n:.0f} %"
+            for n, total in ((sizes[-1], layers), (_WIDE, _DEEP))
+            for left in (in_last_layer(side.settings[0], n, total),)
+        ]
         _, low, high = _gain(found, value - full)
+        gain = value.mean() - full.mean()
+        share = f"{100 * value.mean() / full.mean():.1f}" if full.any() else ""
+        cells = [f"{100 * entering:.0f} %", f"{100 * mean:.0f} %", *cells]
         lines.append(
-            f"| {side.label} | {keep} | {value.mean():.3f} | {100 * value.mean() / full.mean():.1f} "
-            f"| {value.mean() - full.mean():+.3f} [{low:+.3f}, {high:+.3f}] | {entering:.4g} | "
-            f"{average:.4g} | {'' if last is None else last} |"
+            f"| {side.label} | {_share(side.keep)} | {value.mean():.3f} | {share} | "
+            f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
@@ -242,7 +264,7 @@ def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interv
 
 
 def curves(found: Answered, page: Page) -> Any:
-    """Accuracy over budgets of every setting that has three or more, as a figure (None: none).
+    """Accuracy over budgets of every setting that is claimed about at three or more (None: none).
 
     One panel of all questions, and one of each set of kinds that a claim is about.
     """
@@ -250,9 +272,14 @@ def curves(found: Answered, page: Page) -> Any:
 
     lines: dict[str, list[Side]] = {}
     for side in page.sides(SCENES):
-        if side.settings and not isinstance(found.right(side), str):
+        if side.settings:
             lines.setdefault(side.label, []).append(side)
-    lines = {label: each for label, each in lines.items() if len(each) >= 3}
+    lines = {
+        label: [side for side in each if not isinstance(found.right(side), str)]
+        for label, each in lines.items()
+        if len(each) >= 3
+    }
+    lines = {label: each for label, each in lines.items() if each}
     if not lines:
         return None
     claimed = (claim.kinds for part in page.parts if part.data == SCENES for claim in part.claims)
@@ -296,71 +323,64 @@ def curves(found: Answered, page: Page) -> Any:
     return figure
 
 
-def prefill(path: Path) -> str:
+def prefill(said: Prefill, path: Path) -> str:
     """Times of a prefill from a stored run of `benchmarks/overhead.py`, and what they say."""
+    methods = " ".join(f"-m {name}" for name in said.paper)
+    kept = f"benchmarks/results/{path.name}"
+    lines = [f"\n## {said.title}\n", said.text.strip() + "\n"]
     if not path.is_file():
-        return (
-            "Not measured yet: `python -m benchmarks.overhead --shape deep -m visionzip "
-            f"-m sparsevlm -m fastv -m polymorphic --out {path.as_posix()}`.\n"
-        )
+        command = f"python -m benchmarks.overhead --shape deep {methods} --out {kept}"
+        return "\n".join([*lines, f"Not measured yet: `{command}`."])
     record = json.loads(path.read_text())
-    rows = {row["name"]: row for row in record["rows"] if row["kind"] == "prefill"}
-    setting = ", ".join(f"{key} {value}" for key, value in record["setting"].items())
-    lines = [
-        f"{setting}.\n",
-        "| method | tokens | time / full [quartiles] | times as fast | the paper, 64 of 576, 7B |",
+    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == "prefill"}
+    rows["full"] = {"low": 1.0, "high": 1.0}
+    lines += [
+        f"From `{kept}`: "
+        + ", ".join(f"{key} {value}" for key, value in record["setting"].items())
+        + ".",
+        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, said in (
-        ("visionzip", "2.28"),
-        ("polymorphic", "1.70"),
-        ("sparsevlm", "1.51"),
-        ("fastv", ""),
-    ):
-        if name in rows:
-            row = rows[name]
-            lines.append(
-                f"| {name} | {row['keep']} | {row['median']:.3f} [{row['low']:.3f}, "
-                f"{row['high']:.3f}] | {1 / row['median']:.2f} | {said} |"
-            )
-    lines += ["", "| it says | verdict |", "| --- | --- |"]
-    for better, worse in (("visionzip", "polymorphic"), ("polymorphic", "sparsevlm")):
-        lines.append(f"| {better} is faster than {worse} | **{_faster(rows, better, worse)}** |")
-    if "polymorphic" in rows:
-        one = rows["polymorphic"]
-        word = (
-            claims.HOLDS if one["high"] < 1 else claims.REVERSED if one["low"] > 1 else claims.OPEN
-        )
-        lines.append(f"| polymorphic is faster than the full model | **{word}** |")
+    for name, printed in said.paper.items():
+        if row := rows.get(name):
+            ratio = Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
+            times = f"{1 / ratio.median:.2f}"
+            lines.append(f"| {name} | {row['keep']} | {ratio} | {times} | {printed} |")
+    lines += ["\n| it says | verdict |", "| --- | --- |"]
+    for better, worse in said.faster:
+        word = _faster(rows, better, worse)
+        lines.append(f"| {better} is faster than {worse} | **{word}** |")
     lines.append(
-        "\nA verdict on times holds if the quartiles of the ratios lie apart; these are not among "
-        "the claims that are counted and corrected above."
+        "\nA verdict on times holds where the quartiles of the ratios lie apart; these are not "
+        "among the claims that are counted and corrected above."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _faster(rows: Table[str, dict[str, Any]], better: str, worse: str) -> str:
-    if better not in rows or worse not in rows or rows[better]["keep"] != rows[worse]["keep"]:
+    sides = [rows.get(each) for each in (better, worse)]
+    first, second = sides
+    if first is None or second is None or len({row["keep"] for row in sides if "keep" in row}) > 1:
         return claims.OUT_OF_REACH
-    if rows[better]["high"] < rows[worse]["low"]:
+    if first["high"] < second["low"]:
         return claims.HOLDS
-    return claims.REVERSED if rows[better]["low"] > rows[worse]["high"] else claims.OPEN
+    return claims.REVERSED if first["low"] > second["high"] else claims.OPEN
 
 
 def write(
-    name: str, store: Path, asked: dict[str, Any], timing: Path, out: Path, *, resamples: int
+    source: Path, store: Path, asked: dict[str, Any], timing: Path, out: Path, *, resamples: int
 ) -> Path:
     """The page, from what is stored.
 
     Args:
-        name: of the page.
+        source: the claims.
         store: folder of the stored runs.
         asked: which models there are of each kind of data, how many dialogues, and the command.
         timing: a stored run of `benchmarks/overhead.py`.
         out: folder of the page.
         resamples: of the bootstrap.
     """
-    page = claims.read(ROOT / "docs" / "claims" / f"{name}.toml")
+    page, name = claims.read(source), source.stem
     models = {kind: stored(store, kind, asked[kind]) for kind in DIALOGUES}
     dialogues = {
         kind: DIALOGUES[kind](asked["dialogues"]) if models[kind] else [] for kind in DIALOGUES
@@ -368,6 +388,12 @@ def write(
     found = {
         kind: answered(each, dialogues[kind]) if each else None for kind, each in models.items()
     }
+    for kind, each in found.items():
+        if each is not None and not each.counted().any():
+            raise InputError(
+                f"Without the picture the models answer {_NAMES[kind]} as well as with it.\n"
+                "Such models carry no claim; train them longer."
+            )
     attention = looked(models[SCENES])
 
     def evidence(part: claims.Part, claim: Claim) -> Evidence | str:
@@ -385,7 +411,7 @@ def write(
         by_part.setdefault(part.title, []).append(verdict)
     pictures = _draw(name, page, found[SCENES], attention, models[SCENES], out)
     lines = [
-        f"<!-- Made by `python -m benchmarks.claims {name} --from-store`; edit {name}.toml. -->",
+        f"<!-- Made by `python -m benchmarks.claims {name}`; edit {name}.toml. -->\n",
         f"# Claims: {page.title}\n",
         page.text.strip() + "\n",
         "## How this page was made\n",
@@ -398,14 +424,10 @@ def write(
         lines += [f"\n## {part.title}\n", part.text.strip() + "\n", claims.markdown(own)]
         if part.data == ATTENTION:
             lines += [f"\n{each}" for each in pictures[ATTENTION]]
-        whys = [
-            f"- {each.claim.source}, *{each.claim.says}*: {each.word}; {each.why}."
-            for each in own
-            if each.why
-        ]
-        if whys:
-            lines += ["\nWhere it does not hold:\n", *dict.fromkeys(whys)]
-    lines += ["\n## Time of a prefill, Table 4\n", prefill(timing)]
+        if why := claims.reasons(own):
+            lines += ["\nWhere it does not hold:\n", why]
+    if page.prefill is not None:
+        lines.append(prefill(page.prefill, timing))
     for kind, there in found.items():
         if there is not None:
             sides = page.sides(kind)
@@ -449,10 +471,10 @@ def _made(
         )
         layers = min(one.facts["layers"] for one in each)
         lines.append(
-            f"- A budget is a mean over the decoder's layers. With {layers} of them, one layer that "
-            f"runs on all tokens is {100 / layers:.0f} % of all, in the paper's 32 it is 3 %: what "
-            "drops tokens between layers is left with fewer in later layers here than there (last "
-            "column below), or cannot meet the budget at all."
+            f"- A budget is a mean over the decoder's layers. With {layers} of them, one layer "
+            f"that runs on all tokens is {100 / layers:.0f} % of all, in {_DEEP} it is "
+            f"{100 / _DEEP:.0f} %: what drops tokens between layers is left with fewer in the last "
+            "ones here than there (last columns below), or cannot meet the budget at all."
         )
         facts = there.stores[0].facts
         stale = "" if facts["foveate"] == fingerprints.code() else " (not the present one)"
@@ -461,16 +483,16 @@ def _made(
         )
     largest = max(map(len, models.values()))
     lines.append(
-        "- The rule: the difference in accuracy on the same questions, by the paired bootstrap over "
-        "dialogues"
+        "- The rule: the difference in accuracy on the same questions, by the paired bootstrap "
+        "over dialogues"
         + (
             ", with the doubt about the models added (Student's t over their differences)"
             if largest > 1
             else ""
         )
         + f"; p-values corrected by Holm for the {count} claims of this page together, fewer those "
-        f"out of reach. It *holds* or is *reversed* below a corrected p of {claims.SURE}, else it is "
-        "*open*."
+        f"out of reach. It *holds* or is *reversed* below a corrected p of {claims.SURE}, else it "
+        "is *open*."
     )
     if largest == 1:
         lines.append(
@@ -529,6 +551,14 @@ def _draw(
     return shown
 
 
+def _known(folder: Path) -> str:
+    return ", ".join(sorted(each.stem for each in folder.glob("*.toml"))) or "none"
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     name: Annotated[str, typer.Argument(help="Of a page: docs/claims/NAME.toml.")],
     model: Annotated[
@@ -547,7 +577,8 @@ def main(
     timing: Annotated[Path, typer.Option(help="Stored prefill times.")] = Path(
         "benchmarks/results/cpu-deep.json"
     ),
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = ROOT / "docs" / "claims",
+    folder: Annotated[Path, typer.Option("--claims", help="Folder of NAME.toml.")] = CLAIMS,
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = CLAIMS,
     batch: Annotated[int, typer.Option(help="Dialogues answered at a time.", min=1)] = 20,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = stats.RESAMPLES,
     from_store: Annotated[
@@ -555,14 +586,16 @@ def main(
     ] = False,
 ) -> None:
     """Run what a page of claims needs, and write it."""
-    noted = store / name / "asked.json"
+    noted, source = store / name / "asked.json", folder / f"{name}.toml"
     try:
+        if not source.is_file():
+            raise InputError(f"No claims {source}.\nExpected one of {_known(folder)}.")
         if from_store:
             if not noted.is_file():
                 raise InputError(f"{noted.parent} holds no run.\nRun it without --from-store.")
             asked = json.loads(noted.read_text())
         else:
-            page = claims.read(ROOT / "docs" / "claims" / f"{name}.toml")
+            page = claims.read(source)
             if all_seeds is not None and model:
                 raise InputError("--all-seeds names the models; leave out --model.")
             places = {
@@ -570,22 +603,23 @@ def main(
                 TILES: named(tiles) if tiles else {},
             }
             command = f"python -m benchmarks.claims {name} --dialogues {dialogues}"
-            command += f" --all-seeds {all_seeds}" if all_seeds is not None else ""
-            command += "".join(f" --model {each}" for each in model or ())
-            command += "".join(f" --tiles {each}" for each in tiles or ())
+            command += f" --all-seeds {all_seeds.name}" if all_seeds is not None else ""
+            command += "".join(f" --model {each}" for each in places[SCENES] if model)
+            command += "".join(f" --tiles {each}" for each in places[TILES])
             asked = {"dialogues": dialogues, "command": command}
             with Progress(transient=True) as progress:
                 for kind, given in places.items():
                     drawn = DIALOGUES[kind](dialogues) if given else []
                     for each, place in given.items():
-                        folder = store / name / kind / each
-                        ask(page, kind, each, Source(place), drawn, folder, batch, progress)
+                        kept = store / name / kind / each
+                        ask(page, kind, each, Source(place), drawn, kept, batch, progress)
                     asked[kind] = list(given)
             _write(noted, asked)
-        typer.echo(write(name, store / name, asked, timing, out, resamples=resamples))
+        typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
     except FoveateError as error:
-        raise typer.BadParameter(str(error)) from error
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

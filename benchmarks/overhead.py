@@ -1,6 +1,6 @@
 """What foveate itself costs, beside the model it is attached to.
 
-    python -m benchmarks.overhead                       # a small shape on the CPU, three minutes
+    python -m benchmarks.overhead                       # a small shape on the CPU, minutes
     python -m benchmarks.overhead --shape 7b --device cuda --dtype bfloat16
 
 Random weights, real classes: time does not depend on what the weights are. Every comparison

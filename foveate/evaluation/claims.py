@@ -130,18 +130,36 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prefill:
+    """What a paper says about the time of a prefill.
+
+    Attributes:
+        title, text: a heading, and what a reader should know.
+        paper: how many times as fast as the full model each method is there, as it prints it.
+        faster: pairs of methods, the first said to be faster; ``"full"`` is the full model.
+    """
+
+    title: str
+    text: str
+    paper: Table[str, str]
+    faster: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Page:
     """A paper.
 
     Attributes:
         title, text: how its page begins.
         parts: its claims.
+        prefill: those about time, if there are any.
         left_out: (what cannot be put, why).
     """
 
     title: str
     text: str
     parts: tuple[Part, ...]
+    prefill: Prefill | None = None
     left_out: tuple[tuple[str, str], ...] = ()
 
     def sides(self, data: str) -> tuple[Side, ...]:
@@ -166,7 +184,8 @@ def read(path: Path) -> Page:
             for part in record.pop("parts")
         )
         left_out = tuple((each["what"], each["why"]) for each in record.pop("left_out", ()))
-        page = Page(parts=parts, left_out=left_out, **record)
+        prefill = Prefill(**record.pop("prefill")) if "prefill" in record else None
+        page = Page(parts=parts, prefill=prefill, left_out=left_out, **record)
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, (InputError, BudgetError)):
             raise
@@ -388,7 +407,7 @@ def _verdict(claim: Claim, seen: Evidence, interval: Interval, p: float, here: f
             why = f"{way} with these {models} models surely, but they differ too much"
     elif word == REVERSED and len(seen.kinds) > 1:
         worst = sorted(seen.kinds.items(), key=lambda each: each[1])[:3]
-        why = "most in " + ", ".join(f"{kind} ({gain:+.3f})" for kind, gain in worst)
+        why = "lost most in " + ", ".join(f"{kind} ({gain:+.3f})" for kind, gain in worst)
     alone = (seen.better - claim.of * seen.worse).sum(1) / asked
     return Verdict(
         claim,
@@ -405,11 +424,11 @@ def _verdict(claim: Claim, seen: Evidence, interval: Interval, p: float, here: f
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as a table."""
     several = any(len(each.models) > 1 for each in verdicts)
-    head = ["where", "it says", "its numbers", "here", "difference [95 %]", "p"]
+    head = ["where", "it says", "the paper's numbers", "here", "difference [95 %]", "p"]
     head += ["by model"] * several + ["verdict"]
     lines = [f"| {' | '.join(head)} |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for each in verdicts:
-        claim, cells = each.claim, ["", "", ""]
+        claim, cells = each.claim, [""] * 3
         if each.difference is not None and each.p is not None:
             value, low, high = each.difference
             cells = [
@@ -421,6 +440,18 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
         row = [claim.source, claim.says, claim.paper, *cells, f"**{each.word}**"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """What is known about the claims that do not hold, as a list; equal reasons are told once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in verdicts:
+        if each.word != HOLDS and each.why:
+            found.setdefault((each.word, each.why), []).append(each.claim.source)
+    return "\n".join(
+        f"- *{word}*, {why}: {' / '.join(dict.fromkeys(sources))}."
+        for (word, why), sources in found.items()
+    )
 
 
 def groups_of(sides: Iterable[Side]) -> list[tuple[Setting, ...]]:
