@@ -29,14 +29,13 @@ class InJointSpace(Trim):
 
 # VTW leaves no token, whatever it is asked for.
 METHODS = [catalog.make(name) for name in catalog.names() if name not in ("trim", "vtw")]
-METHODS = [
-    each.drawn(width=3) if isinstance(each, LearnedCompressor) else each for each in METHODS
-]
+METHODS = [each.drawn(width=3) if isinstance(each, LearnedCompressor) else each for each in METHODS]
 METHODS += [InJointSpace()]
 METHODS += [Prune(), Prune(raters="states"), catalog.make("fastv", rows="all")]
 # With one level every token is zero.
 drawn = {"n": st.integers(1, 24), "levels": st.sampled_from([1, 2, 50]), "seed": st.integers(0, 99)}
 NESTED = [catalog.make(name) for name in ("divprune", "mmtok", "random")]
+NESTED += [catalog.make("cover", merge=False)]
 
 
 def seen(n: int, levels: int, seed: int) -> VisualTokens:
