@@ -55,7 +55,7 @@ SCENES, TILES = "scenes", "tiles"
 DIALOGUES = {SCENES: data.from_reference, TILES: data.from_tiles}
 _NAMES = {SCENES: "scenes of one size", TILES: "large scenes in tiles"}
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
-_DPI = 150
+_DPI = 110
 _DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
 
 
@@ -260,7 +260,7 @@ def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interv
     asked = np.bincount(dialogue)
     some = asked > 0
     gains = np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some]
-    return stats.between_models(gains, asked[some].astype(float))[0]
+    return stats.between_models(gains, asked[some].astype(float), made_up=claims.MADE_UP)[0]
 
 
 def curves(found: Answered, page: Page) -> Any:
@@ -415,7 +415,7 @@ def write(
         f"# Claims: {page.title}\n",
         page.text.strip() + "\n",
         "## How this page was made\n",
-        *_made(page, models, found, asked, len(verdicts)),
+        *dict.fromkeys(_made(page, models, found, asked, len(verdicts))),
         "",
         _counts(by_part),
     ]
@@ -484,7 +484,7 @@ def _made(
     largest = max(map(len, models.values()))
     lines.append(
         "- The rule: the difference in accuracy on the same questions, by the paired bootstrap "
-        "over dialogues"
+        "over dialogues (a won and a lost question that are made up among them)"
         + (
             ", with the doubt about the models added (Student's t over their differences)"
             if largest > 1

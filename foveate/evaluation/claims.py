@@ -2,7 +2,8 @@
 
 The rule: a claim says that one side's accuracy lies above another's, by more than `least`, or above
 the share `of` of it. The difference is taken question by question on the same dialogues with every
-model. Dialogues are resampled, and of several models (training seeds) the doubt about them is added
+model. Dialogues are resampled, a won and a lost one that are made up among them, so that a few are
+sure of nothing; of several models (training seeds) the doubt about them is added
 (`stats.between_models`). The two-sided p-values of all claims of a page are corrected together by
 Holm. A claim *holds* if its difference lies on the claimed side with a corrected p below 0.05, is
 *reversed* if it lies on the other side as surely, and is *open* otherwise. What a model cannot do
@@ -32,6 +33,7 @@ from foveate.evaluation.stats import Interval
 from foveate.evaluation.store import Store
 
 SURE = 0.05
+MADE_UP = 1  # a won and a lost dialogue beside the others, see `stats.between_models`
 HOLDS, REVERSED, OPEN, OUT_OF_REACH = "holds", "reversed", "open", "out of reach"
 # What claims about the vision tower are judged on: nothing is attached for their sides.
 ATTENTION = "attention"
@@ -375,6 +377,7 @@ def judge(
                 each[0].mean(0, keepdims=True) if together else each[0],
                 each[1],
                 least=claim.least,
+                made_up=MADE_UP,
                 resamples=resamples,
             )
             for claim, each in zip(claims, gains, strict=True)
@@ -401,7 +404,7 @@ def _verdict(claim: Claim, seen: Evidence, interval: Interval, p: float, here: f
     word = side if p < SURE else OPEN
     why = ""
     if word == OPEN:
-        why = f"too little for {len(seen.asked)} dialogues"
+        why = f"too little for {len(seen.asked)} dialogue{'s' * (len(seen.asked) > 1)}"
         if models > 1 and here < SURE:
             way = "as claimed" if side == HOLDS else "the other way"
             why = f"{way} with these {models} models surely, but they differ too much"

@@ -60,6 +60,7 @@ def between_models(
     asked: Float[Array, " d"],
     *,
     least: float = 0.0,
+    made_up: int = 0,
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = 0.95,
@@ -78,6 +79,9 @@ def between_models(
             with.
         asked: questions of each dialogue, at least one.
         least: the difference whose sign is asked for is `gains` less this.
+        made_up: dialogues of one question that are won, and as many that are lost, to draw from
+            beside the others. Few differences among few dialogues are not resampled into certainty
+            then: twenty dialogues without any would say that there never is one.
         seed, resamples, level: as `difference` takes them.
 
     Returns:
@@ -86,7 +90,9 @@ def between_models(
     """
     models = len(gains)
     rng = np.random.default_rng(seed)
-    found = _resampled(gains.mean(0), asked, rng, resamples)
+    added = np.repeat([1.0, -1.0], made_up)
+    together = np.concatenate([gains.mean(0), added])
+    found = _resampled(together, np.concatenate([asked, abs(added)]), rng, resamples)
     if models > 1:
         alone = gains.sum(1) / asked.sum()
         found += alone.std(ddof=1) / models**0.5 * rng.standard_t(models - 1, resamples)
