@@ -105,7 +105,7 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(claims.DIALOGUES, "scenes", questions)
-    asked = ["--all-seeds", str(folder), "--dialogues", "3"]
+    asked = ["--all-seeds", str(folder), "--dialogues", "2"]
     result = run(folder, *asked)
     assert result.exit_code == 0, result.output
     text = (folder / "paper.md").read_text()
