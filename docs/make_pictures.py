@@ -33,7 +33,7 @@ SCENE, SIDE = 0, 300
 COMMAND = "foveate chat scene:0 -m visionzip -k 64"
 TYPED = (
     "what colour is the topmost thing ?",
-    "what size is the orange thing ?",
+    "what size is the purple thing ?",
     "/method pyramiddrop 50%",
     "what colour is the topmost thing ?",
     "/method fastv 10%",
