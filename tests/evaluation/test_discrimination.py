@@ -1,0 +1,49 @@
+"""The page on telling methods apart, from answers made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import discrimination
+from foveate.evaluation.answering import FULL
+from foveate.evaluation.data import from_reference
+from foveate.evaluation.store import Store
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> discrimination.Found:
+    """Two methods are always right at half the tokens; below, `uniform` is always wrong."""
+    data = from_reference(40)
+    store = Store(tmp_path / "answers.jsonl", {"foveate": "0", "transformers": "0"})
+    for each in data:
+        right = [turn.answers[0] for turn in each.turns]
+        store.add(FULL, each.name, answers=right)
+        for first, *_ in discrimination.groups():
+            if first.label in ("uniform", "cover"):
+                wrong = first.label == "uniform" and first.keep != 0.5
+                store.add(
+                    first.key, each.name, answers=["no such word" if wrong else a for a in right]
+                )
+    store.close()
+    return discrimination.Found([store], data)
+
+
+def test_methods_that_differ_are_told_apart(found: discrimination.Found) -> None:
+    rows = discrimination.table(found)
+    assert list(rows) == ["cover", "uniform"]  # the better one at 10 % first
+    assert discrimination.separated(found, rows) == {
+        0.5: (0, 1),
+        0.25: (1, 1),
+        0.1: (1, 1),
+        0.05: (1, 1),
+    }
+
+
+def test_the_page_says_what_was_answered(found: discrimination.Found, tmp_path: Path) -> None:
+    discrimination.write(found, {"models": ["one"], "dialogues": 40}, tmp_path)
+    text = (tmp_path / "discrimination.md").read_text()
+    assert "| uniform | 1.000 (+0.000 [+0.000, +0.000]) | 0.000 (-1.000 [-1.000, -1.000]) |" in text
+    assert "0 of 1 at 50 %, 1 of 1 at 25 %" in text
+    assert (tmp_path / "pictures/discrimination.png").stat().st_size > 10_000
