@@ -34,6 +34,7 @@ LAYERS = (
     "facts",
     "drawing",
     "evaluation",
+    "training",
     "web",
     "cli",
     "__main__",
