@@ -78,13 +78,13 @@ def conversation_turns(said: Any, where: str) -> tuple[Turn, ...]:
     Raises:
         InputError: they do not alternate, or are empty.
     """
-    texts = [each.get("value") if isinstance(each, dict) else None for each in _list(said, where)]
-    roles = [each.get("from") if isinstance(each, dict) else None for each in said]
+    parts = [each if isinstance(each, dict) else {} for each in _list(said, where)]
+    texts, roles = [str(p.get("value") or "") for p in parts], [p.get("from") for p in parts]
     if roles and roles[0] == "system":
         texts, roles = texts[1:], roles[1:]
     asks = all(role in ("human", "user") for role in roles[::2])
     replies = all(role in ("gpt", "assistant") for role in roles[1::2])
-    if not texts or len(texts) % 2 or not asks or not replies or not all(map(_is_text, texts)):
+    if not texts or len(texts) % 2 or not asks or not replies or not all(t.strip() for t in texts):
         raise InputError(
             f"{where}: expected conversations of human and gpt in turn; got {roles!r:.80}."
         )
@@ -327,7 +327,3 @@ def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InputError(f"{where}: expected a list of conversations; got {value!r:.60}.")
     return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
