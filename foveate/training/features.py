@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from collections.abc import Mapping as Table
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
