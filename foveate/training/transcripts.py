@@ -97,18 +97,16 @@ def transcript(
     ends = _ends(model, processor)
     places, turns, last = [], [], head
     for turn, (start, stop) in enumerate(spans):
-        inside = [i for i in range(head, len(ids)) if offsets[i][0] < stop and offsets[i][1] > start]
-        first = inside[0] if inside else next(
-            (i for i in range(head, len(ids)) if offsets[i][0] >= start), len(ids)
-        )
-        last = inside[-1] + 1 if inside else first
+        # Tokens that overlap the answer; of an empty one the place where it would begin.
+        first = next((i for i in range(head, len(ids)) if offsets[i][1] > start), len(ids))
+        last = next((i for i in range(first, len(ids)) if offsets[i][0] >= stop), len(ids))
         if last < len(ids) and ids[last] in ends:
             last += 1
         places += [i + shift - 1 for i in range(first, last)]
         turns += [turn] * (last - first)
     ids = ids[:last]
     if ends and (not places or ids[-1] not in ends):
-        ids.append(min(ends) if len(ends) == 1 else ends[0])
+        ids.append(ends[0])
         places.append(len(ids) + shift - 2)
         turns.append(len(spans) - 1)
     if not places:
