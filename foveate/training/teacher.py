@@ -68,6 +68,31 @@ class Size:
     stored: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a dialogue's lesson is; calling it reads it.
+
+    Attributes:
+        answers: what was said.
+        pictures: the features.
+    """
+
+    answers: Path
+    pictures: Path
+
+    def __call__(self) -> Lesson:
+        """The lesson.
+
+        Raises:
+            SavedFileError: it is not there, or cut off.
+        """
+        tensors, _ = _read(self.answers)
+        types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
+        text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
+        full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
+        return Lesson(text, full, _features(self.pictures))
+
+
 class Teacher:
     """The full model's side of a training, on disk.
 
@@ -239,7 +264,7 @@ class Teacher:
                 packed = pack(encode(self.model, inputs, self.reads), rows=self.rows)
                 _write(file, packed.tensors, {"facts": json.dumps(packed.facts)})
             text = transcript(self.model, self.processor, dialogue, answers, inputs)
-            lessons.append(Lesson(text, None, self.features(dialogue)))
+            lessons.append(Lesson(text, None, _features(file)))
         batch = collate(lessons).to(self.model.device)
         logits = batch.answer_logits(self.model)
         for dialogue, answers, lesson, own in zip(
@@ -276,31 +301,27 @@ class Teacher:
 
     # ------------------------------------------------------------------ reading
 
-    def features(self, dialogue: Dialogue) -> Packed:
-        """The features of a dialogue's pictures.
-
-        Raises:
-            SavedFileError: they are not there, or cut off.
-        """
-        tensors, meta = _read(self.picture_file(dialogue))
-        return Packed(tensors, json.loads(meta["facts"]))
-
     def lesson(self, dialogue: Dialogue) -> Lesson:
         """All that a training step needs of a dialogue.
 
         Raises:
             SavedFileError: it is not there, or cut off.
         """
-        tensors, _ = _read(self.answer_file(dialogue))
-        types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
-        text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
-        full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
-        return Lesson(text, full, self.features(dialogue))
+        return Entry(self.answer_file(dialogue), self.picture_file(dialogue))()
+
+    def entries(self, dialogues: Sequence[Dialogue]) -> list[Entry]:
+        """The same of several, to be read later and without the model."""
+        return [Entry(self.answer_file(each), self.picture_file(each)) for each in dialogues]
 
     def said(self, dialogue: Dialogue) -> list[str]:
         """The answers of a dialogue as text."""
         found: list[str] = json.loads(_read(self.answer_file(dialogue))[1]["answers"])
         return found
+
+
+def _features(file: Path) -> Packed:
+    tensors, meta = _read(file)
+    return Packed(tensors, json.loads(meta["facts"]))
 
 
 def _parts(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:
