@@ -151,7 +151,13 @@ def train(
         return _finished(folder, model)
 
     rank, world = arguments.process_index, arguments.world_size
-    teacher.fill(everything[rank::world], batch_size=batch_size, tell=sized, done=answered)
+    teacher.fill(
+        everything[rank::world],
+        whole=everything,
+        batch_size=batch_size,
+        tell=sized if rank == 0 else lambda size: None,
+        done=answered,
+    )
     _wait()
     sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
     pictures = [entry().pictures for entry in teacher.entries(sample)]

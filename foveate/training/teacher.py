@@ -184,6 +184,7 @@ class Teacher:
         self,
         dialogues: Sequence[Dialogue],
         *,
+        whole: Sequence[Dialogue] | None = None,
         batch_size: int = 8,
         tell: Callable[[Size], None] = lambda size: None,
         done: Callable[[int], None] = lambda count: None,
@@ -191,7 +192,8 @@ class Teacher:
         """Compute and store what is not there yet.
 
         Args:
-            dialogues: all that will be trained or evaluated on.
+            dialogues: all that will be trained or evaluated on, or this process's share of them.
+            whole: all of them; `dialogues` if None.
             batch_size: of them answered at a time.
             tell: given the size of all, after the first few and before the others.
             done: given how many more dialogues are there.
@@ -200,6 +202,8 @@ class Teacher:
             InputError: it would take more than `limit`, or more than the disk has.
         """
         missing = [each for each in dialogues if not self.has(each)]
+        if not dialogues:
+            return
         done(len(dialogues) - len(missing))
         # One, then a few: the size of all is known before it can matter.
         first, few, rest = missing[:1], missing[1:_PROBE], missing[_PROBE:]
@@ -209,7 +213,7 @@ class Teacher:
                     self._compute(part)
                     done(len(part))
                 known = missing[: 1 if probe is first else _PROBE]
-                size = self.size(dialogues, known or dialogues)
+                size = self.size(dialogues if whole is None else whole, known or dialogues)
                 self._check(size)
             tell(size)
             for part in _parts(rest, batch_size):
