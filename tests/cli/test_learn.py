@@ -12,6 +12,9 @@ import foveate
 from foveate import reference
 from foveate.cli import main
 from foveate.mapping import Mapping
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 Capture = pytest.CaptureFixture[str]
 

@@ -18,6 +18,9 @@ from foveate.training.losses import entropy, prediction
 from foveate.training.optimal import Looked, looked, optimise, summary
 from foveate.training.teacher import Teacher
 from tests.laws.methods import TopNorm
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,9 @@ from foveate.training.student import Student, eq10, frozen
 from foveate.training.teacher import Teacher
 from foveate.training.trainer import COMPLETE, Order, Progress, clear_torn, last_checkpoint
 from tests.families.models import FAMILIES
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 TINY = Recipe(
     keeps=(0.1,), batch=4, steps=4, optimiser="adamw", log_every=1, evaluate_every=2, save_every=2
