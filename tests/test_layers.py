@@ -36,6 +36,7 @@ LAYERS = (
     "facts",
     "drawing",
     "evaluation",
+    "training",
     "web",
     "cli",
     "__main__",

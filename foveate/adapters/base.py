@@ -150,6 +150,7 @@ class Adapter(abc.ABC):
         later_pictures: whether it may do so with a new picture.
         mergeable: whether tokens can be merged between its blocks: one patch a slot, and one
             rectangular sequence a tile.
+        answer_type: `token_type_ids` of an answer's tokens, where the model takes them.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -166,6 +167,7 @@ class Adapter(abc.ABC):
     later_turns: ClassVar[bool] = True
     later_pictures: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
+    answer_type: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -14,6 +14,7 @@ class PaliGemma(Llava):
     # Its prompt is a prefix whose tokens see each other: none of it can be added later.
     later_turns: ClassVar[bool] = False
     later_pictures: ClassVar[bool] = False
+    answer_type: ClassVar[int] = 1
 
     def selected_block(self, modality: str) -> int:
         return len(self.blocks(modality)) - 1

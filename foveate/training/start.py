@@ -1,0 +1,83 @@
+"""Where the training of MetaCompress starts: at random as published, or where tokens differ.
+
+With W_q = W_k = W a row of P looks at tokens that are like its own pooled one in the space that W
+spans. Random W spans any; the directions in which a model's tokens vary make likeness mean
+something from the first step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foveate import ops
+from foveate.adapters import adapter_for
+from foveate.learned import LearnedCompressor
+from foveate.methods.metacompress import MetaCompress
+from foveate.training.features import Packed, join
+from foveate.training.learning import Start
+
+
+def principal_directions(
+    tokens: Float[Tensor, "k d"], dim: int, *, sharpness: float = 8.0, whiten: bool = False
+) -> Float[Tensor, "d c"]:
+    """W (d, d_c) of the `dim` directions in which `tokens` vary most around their mean.
+
+    The scale is such that a token's logit for itself, |(x - mean) W|^2 / sqrt(d_c), is `sharpness`
+    on average; with omega = 1 and no pooling.
+
+    Args:
+        tokens: (k, d) some tokens of a model.
+        dim: d_c, at most d.
+        sharpness: the mean logit of a token for itself.
+        whiten: whether every direction counts the same, instead of by its variance.
+    """
+    wide = tokens.double()
+    centred = wide - wide.mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
+    variances, directions = variances.flip(0)[:dim].clamp(min=0), directions.flip(1)[:, :dim]
+    if whiten:
+        least = variances[0] * 1e-6  # directions without variance are noise
+        directions = directions / variances.clamp(min=least).sqrt()
+        variances = variances / variances.clamp(min=least)
+    # The sign of an eigenvector is free: its largest entry is positive.
+    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    mean_logit = variances.sum() / dim**0.5
+    return (directions * signs * (sharpness / mean_logit).sqrt()).to(tokens.dtype)
+
+
+def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
+    """MetaCompress with W_q = W_k = the principal directions, and minus the mean as the offset.
+
+    Args:
+        sharpness, whiten: see `principal_directions`.
+    """
+
+    def start(method: Any, model: Any, pictures: Sequence[Packed]) -> LearnedCompressor:
+        found: LearnedCompressor = method.initialised(model)
+        tokens = torch.cat([_seen(method, model, each) for each in pictures])
+        directions = principal_directions(tokens, method.dim, sharpness=sharpness, whiten=whiten)
+        net: Any = found.net
+        with torch.no_grad():
+            net.query.copy_(directions)
+            net.key.copy_(directions)
+            net.offset.copy_(-tokens.mean(0))
+        return found
+
+    return start
+
+
+def _seen(method: MetaCompress, model: Any, packed: Packed) -> Float[Tensor, "n d"]:
+    """The tokens of all pictures of a prompt as the method sees them, positions added."""
+    parts = []
+    encoded = join([packed], project=adapter_for(model).project)
+    for out in encoded.inputs["mm_encoder_outputs"].values():
+        pooled = out.pooler_output
+        for each in pooled if isinstance(pooled, list) else [pooled.flatten(0, -2)]:
+            x = each.float().cpu()
+            parts.append(x + method.position_scale * ops.sine_positions(*x.shape))
+    return torch.cat(parts)
