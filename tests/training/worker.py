@@ -22,7 +22,7 @@ RECIPES = {
         keeps=(0.05, 0.1, 20), optimiser="adamw", rate=3e-3, schedule="cosine", **SHARED
     ),
     # Steps in proportion to gradients: rounding stays rounding.
-    "sgd": Recipe(keeps=(0.05, 0.1), rate=0.05, bound=1.0, **SHARED),
+    "sgd": Recipe(keeps=(0.05, 0.1), rate=0.01, bound=1.0, **SHARED),
 }
 
 
