@@ -27,6 +27,7 @@ LAYERS = (
     "attach",
     "saving",
     "fitting",
+    "relevance",
     "reference",
     "pictures",
     "prompting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Table
 from typing import ClassVar
 
 from foveate.adapters.llava import Llava
@@ -11,6 +12,7 @@ class PaliGemma(Llava):
     """`PaliGemmaForConditionalGeneration`. Its tower's last output is what the projector reads."""
 
     model_types = ("paligemma",)
+    answer_types: ClassVar[Table[str, int]] = {"token_type_ids": 1}  # the suffix is causal
     # Its prompt is a prefix whose tokens see each other: none of it can be added later.
     later_turns: ClassVar[bool] = False
     later_pictures: ClassVar[bool] = False

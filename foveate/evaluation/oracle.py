@@ -17,10 +17,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from foveate import ops
+from foveate.attach.prompt import placed
 from foveate.compressor import Grid, resolve_keep
 from foveate.errors import InputError
 from foveate.evaluation.data import Dialogue
-from foveate.evaluation.reach import placed
 from foveate.evaluation.settings import Chosen, Setting
 from foveate.mapping import Mapping
 

@@ -29,9 +29,7 @@ class InJointSpace(Trim):
 
 # VTW leaves no token, whatever it is asked for.
 METHODS = [catalog.make(name) for name in catalog.names() if name not in ("trim", "vtw")]
-METHODS = [
-    each.drawn(width=3) if isinstance(each, LearnedCompressor) else each for each in METHODS
-]
+METHODS = [each.drawn(width=3) if isinstance(each, LearnedCompressor) else each for each in METHODS]
 METHODS += [InJointSpace()]
 METHODS += [Prune(), Prune(raters="states"), catalog.make("fastv", rows="all")]
 # With one level every token is zero.
