@@ -169,7 +169,7 @@ def _answered(
     whole = dict(inputs)
     whole["input_ids"] = grown(ids, pad, said)
     whole["attention_mask"] = grown(mask, 0, [torch.ones_like(each) for each in said])
-    for name, kind in adapter.answer_types.items():
+    for name, kind in (("token_type_ids", adapter.answer_type), ("mm_token_type_ids", 0)):
         if name in inputs:
             types = [torch.full_like(each, kind) for each in said]
             whole[name] = grown(inputs[name], kind, types)

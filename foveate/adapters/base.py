@@ -146,11 +146,11 @@ class Adapter(abc.ABC):
         has_cls: whether the tower puts a CLS token first.
         resizable: whether the tower takes smaller pictures, by `interpolate_pos_encoding` or
             through `shrink_native`.
-        answer_types: per-token arguments beside ids and mask -> their value for an answer's tokens.
         later_turns: whether the model may go on from a cache with more text.
         later_pictures: whether it may do so with a new picture.
         mergeable: whether tokens can be merged between its blocks: one patch a slot, and one
             rectangular sequence a tile.
+        answer_type: `token_type_ids` of an answer's tokens, where the model takes them.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -164,10 +164,10 @@ class Adapter(abc.ABC):
     decoder_norm_path: ClassVar[str] = "input_layernorm"
     has_cls: bool = False
     resizable: ClassVar[bool] = False
-    answer_types: ClassVar[Table[str, int]] = {"token_type_ids": 0, "mm_token_type_ids": 0}
     later_turns: ClassVar[bool] = True
     later_pictures: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
+    answer_type: ClassVar[int] = 0
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping as Table
 from typing import ClassVar
 
 from foveate.adapters.llava import Llava
@@ -12,10 +11,10 @@ class PaliGemma(Llava):
     """`PaliGemmaForConditionalGeneration`. Its tower's last output is what the projector reads."""
 
     model_types = ("paligemma",)
-    answer_types: ClassVar[Table[str, int]] = {"token_type_ids": 1}  # the suffix is causal
     # Its prompt is a prefix whose tokens see each other: none of it can be added later.
     later_turns: ClassVar[bool] = False
     later_pictures: ClassVar[bool] = False
+    answer_type: ClassVar[int] = 1
 
     def selected_block(self, modality: str) -> int:
         return len(self.blocks(modality)) - 1
