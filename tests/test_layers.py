@@ -35,6 +35,7 @@ LAYERS = (
     "facts",
     "drawing",
     "evaluation",
+    "training",
     "web",
     "cli",
     "__main__",

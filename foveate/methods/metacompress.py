@@ -109,7 +109,8 @@ class MetaCompress(LearnedCompressor):
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         m = tokens.n if keep is None else keep
-        x = tokens.features.float()
+        x = tokens.features
+        x = x if x.dtype == torch.float64 else x.float()
         if self.position_scale:
             x = x + self.position_scale * ops.sine_positions(*x.shape, device=x.device)
         if self.pool == "1d":
@@ -119,4 +120,4 @@ class MetaCompress(LearnedCompressor):
             owners = torch.nn.functional.one_hot(cells, m).T.float()
             owners = owners / owners.sum(1, keepdim=True)
         net = self.module(x.device)
-        return Mapping.dense(net(owners.to(x.device) @ x, x))
+        return Mapping.dense(net(owners.to(x) @ x, x))

@@ -1,0 +1,1 @@
+"""Training learned compressors: losses, data, what the full model says, and the Trainer."""

@@ -1,0 +1,350 @@
+"""What the full model says, computed once and kept on disk.
+
+Algorithm 1 of MetaCompress runs the vision tower, the full model and the compressed one in every
+step. Nothing but the last changes while a compressor is trained. So the pictures' features, the
+answers and the distribution of each of their tokens are stored, and an epoch costs one compressed
+forward and backward pass for each dialogue.
+
+Features are those that the language model gets (after the projector), once for all dialogues about
+a picture. Of a distribution the 256 likeliest tokens are kept and the rest's mass, which makes
+answers a hundred times smaller than whole logits (a vocabulary has 32,000 to 256,000 tokens) and
+leaves the divergence short of what lies within the rest only (`losses.prediction`); a vocabulary
+of up to 256 tokens is kept whole.
+
+Every entry's name is a hash of all that it depends on: weights, dtype, processor, pictures' bytes,
+questions, answers, settings. So a folder may serve several runs, and a run goes on where one was
+interrupted; a file that is cut off is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.attach import encode
+from foveate.compressor import Reads
+from foveate.errors import InputError, SavedFileError, StageNotAvailable
+from foveate.evaluation import fingerprints
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.data import Dialogue
+from foveate.fingerprint import of_weights
+from foveate.training.batches import Lesson, collate
+from foveate.training.features import Packed, pack
+from foveate.training.losses import Distribution
+from foveate.training.transcripts import Transcript, first_inputs, transcript
+
+FORMAT = "1"
+TOP = 256  # tokens of a distribution that are kept apart
+GENERATED, GIVEN = "generated", "given"
+ANSWERS = (GENERATED, GIVEN)
+_PROBE = 8  # dialogues that are computed before the size of all is told
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a cache takes.
+
+    Attributes:
+        dialogues, pictures: how many entries of each kind.
+        nbytes: of all of them, foreseen from the first ones.
+        stored: of it, what is on disk already.
+    """
+
+    dialogues: int
+    pictures: int
+    nbytes: int
+    stored: int
+
+
+class Teacher:
+    """The full model's side of a training, on disk.
+
+    Args:
+        model, processor: as loaded, in evaluation mode.
+        folder: where the files are; made if absent.
+        answers: ``"generated"`` by the full model, as published, or ``"given"`` by the data
+            (teacher forcing on the first answer of each turn).
+        max_new_tokens: the longest generated answer.
+        top: tokens of each distribution that are kept apart.
+        reads: what the methods to be trained look at on the vision side.
+        rows: whether they look at the projector's input.
+        limit: bytes that all files together may take; None for no limit.
+
+    Raises:
+        StageNotAvailable: this transformers release takes no encoded features for the model.
+        InputError: `answers` is neither.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        folder: str | Path,
+        *,
+        answers: str = GENERATED,
+        max_new_tokens: int = 64,
+        top: int = TOP,
+        reads: frozenset[Reads] = frozenset(),
+        rows: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        supports = getattr(model, "_supports_mm_encoder_outputs", None)
+        if supports is None or not supports():
+            raise StageNotAvailable(
+                f"{type(model).__name__} takes no encoded pictures in this transformers release,\n"
+                "so nothing can be kept between epochs. Use a later release."
+            )
+        if answers not in ANSWERS:
+            raise InputError(f"answers must be {' or '.join(ANSWERS)}; got {answers!r}.")
+        self.model, self.processor, self.folder = model, processor, Path(folder)
+        self.answers, self.max_new_tokens, self.top = answers, max_new_tokens, top
+        self.reads, self.rows, self.limit = reads, rows, limit
+        self._identity = {
+            "format": FORMAT,
+            "model": of_weights(model),
+            "dtype": str(model.dtype),
+            "processor": fingerprints.processor(processor),
+        }
+        self._hashes: dict[Any, tuple[Any, str]] = {}
+
+    # ------------------------------------------------------------------ names
+
+    def picture_file(self, dialogue: Dialogue) -> Path:
+        """Where the features of a dialogue's pictures are."""
+        shown = [self._bytes_of(each) for each in dialogue.pictures]
+        parts = [shown, dialogue.is_video, sorted(self.reads), self.rows]
+        return self.folder / "pictures" / f"{self._hash(parts)}.safetensors"
+
+    def answer_file(self, dialogue: Dialogue) -> Path:
+        """Where what was said in a dialogue is."""
+        given = self.answers == GIVEN
+        turns = [[t.question, t.answers[0] if given else None] for t in dialogue.turns]
+        length = None if given else self.max_new_tokens
+        shown = [self._bytes_of(each) for each in dialogue.pictures]
+        parts = [shown, dialogue.is_video, turns, length, self.top]
+        return self.folder / "answers" / f"{self._hash(parts)}.safetensors"
+
+    def _hash(self, parts: Any) -> str:
+        text = json.dumps([self._identity, parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _bytes_of(self, picture: Path | Image.Image) -> str:
+        """A hash of a picture's bytes, made once for each."""
+        key = picture if isinstance(picture, Path) else id(picture)
+        if key not in self._hashes:
+            if isinstance(picture, Path):
+                found = hashlib.sha256(picture.read_bytes())
+            else:
+                found = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
+                found.update(picture.tobytes())
+            # With the picture itself, so that no other one takes its id meanwhile.
+            self._hashes[key] = picture, found.hexdigest()
+        return self._hashes[key][1]
+
+    # ------------------------------------------------------------------ filling
+
+    def fill(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        batch_size: int = 8,
+        tell: Callable[[Size], None] = lambda size: None,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Compute and store what is not there yet.
+
+        Args:
+            dialogues: all that will be trained or evaluated on.
+            batch_size: of them answered at a time.
+            tell: given the size of all, after the first few and before the others.
+            done: given how many more dialogues are there.
+
+        Raises:
+            InputError: it would take more than `limit`, or more than the disk has.
+        """
+        missing = [each for each in dialogues if not self.has(each)]
+        done(len(dialogues) - len(missing))
+        # One, then a few: the size of all is known before it can matter.
+        first, few, rest = missing[:1], missing[1:_PROBE], missing[_PROBE:]
+        with self._evaluating():
+            for probe in (first, few):
+                for part in _parts(probe, batch_size):
+                    self._compute(part)
+                    done(len(part))
+                known = missing[: 1 if probe is first else _PROBE]
+                size = self.size(dialogues, known or dialogues)
+                self._check(size)
+            tell(size)
+            for part in _parts(rest, batch_size):
+                self._compute(part)
+                done(len(part))
+
+    def has(self, dialogue: Dialogue) -> bool:
+        """Whether both files are there and whole."""
+        return _whole(self.answer_file(dialogue)) and _whole(self.picture_file(dialogue))
+
+    def size(self, dialogues: Sequence[Dialogue], known: Sequence[Dialogue]) -> Size:
+        """What all dialogues take, foreseen from some that are stored."""
+        pictures = {self.picture_file(each) for each in dialogues}
+        answers = {self.answer_file(each) for each in dialogues}
+        nbytes = _mean_bytes(map(self.picture_file, known)) * len(pictures)
+        nbytes += _mean_bytes(map(self.answer_file, known)) * len(answers)
+        there = [file.stat().st_size for file in pictures | answers if file.is_file()]
+        return Size(len(answers), len(pictures), max(math.ceil(nbytes), sum(there)), sum(there))
+
+    def _check(self, size: Size) -> None:
+        if self.limit is not None and size.nbytes > self.limit:
+            raise InputError(
+                f"The full model's answers and features would take {size.nbytes:,} bytes in "
+                f"{self.folder};\nthe limit is {self.limit:,}. Raise it, or use fewer dialogues."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if size.nbytes - size.stored > free:
+            raise InputError(
+                f"The full model's answers and features need {size.nbytes - size.stored:,} more "
+                f"bytes in {self.folder};\nits disk has {free:,} free. Choose another folder."
+            )
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was)
+
+    def _compute(self, dialogues: Sequence[Dialogue]) -> None:
+        pictures = [each.load() for each in dialogues]
+        said = self._said(dialogues, pictures)
+        lessons = []
+        for dialogue, shown, answers in zip(dialogues, pictures, said, strict=True):
+            inputs = first_inputs(self.model, self.processor, dialogue, shown)
+            file = self.picture_file(dialogue)
+            if not _whole(file):
+                packed = pack(encode(self.model, inputs, self.reads), rows=self.rows)
+                _write(file, packed.tensors, {"facts": json.dumps(packed.facts)})
+            text = transcript(self.model, self.processor, dialogue, answers, inputs)
+            lessons.append(Lesson(text, None, self.features(dialogue)))
+        batch = collate(lessons).to(self.model.device)
+        logits = batch.answer_logits(self.model)
+        for dialogue, answers, lesson, own in zip(
+            dialogues, said, lessons, batch.rows_of(logits), strict=True
+        ):
+            found = Distribution.of(own, self.top)
+            tensors = {"ids": lesson.text.ids, "places": lesson.text.places}
+            tensors |= {"turns": lesson.text.turns, "log_probs": found.log_probs}
+            if found.tokens is not None and found.rest is not None:
+                tensors |= {"tokens": found.tokens.int(), "rest": found.rest}
+            tensors |= {f"types.{name}": value for name, value in lesson.text.types.items()}
+            _write(self.answer_file(dialogue), tensors, {"answers": json.dumps(list(answers))})
+
+    def _said(
+        self, dialogues: Sequence[Dialogue], pictures: Sequence[Sequence[Image.Image]]
+    ) -> list[list[str]]:
+        if self.answers == GIVEN:
+            return [[turn.answers[0] for turn in each.turns] for each in dialogues]
+        found: list[list[str]] = [[] for _ in dialogues]
+        for is_video in (False, True):  # a batch of prompts is of one kind
+            rows = [i for i, each in enumerate(dialogues) if each.is_video == is_video]
+            if rows:
+                batch = Batch(
+                    self.model,
+                    self.processor,
+                    [dialogues[i] for i in rows],
+                    [pictures[i] for i in rows],
+                    frozenset(),
+                    self.max_new_tokens,
+                )
+                for i, record in zip(rows, batch.converse(None), strict=True):
+                    found[i] = record["answers"]
+        return found
+
+    # ------------------------------------------------------------------ reading
+
+    def features(self, dialogue: Dialogue) -> Packed:
+        """The features of a dialogue's pictures.
+
+        Raises:
+            SavedFileError: they are not there, or cut off.
+        """
+        tensors, meta = _read(self.picture_file(dialogue))
+        return Packed(tensors, json.loads(meta["facts"]))
+
+    def lesson(self, dialogue: Dialogue) -> Lesson:
+        """All that a training step needs of a dialogue.
+
+        Raises:
+            SavedFileError: it is not there, or cut off.
+        """
+        tensors, _ = _read(self.answer_file(dialogue))
+        types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
+        text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
+        full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
+        return Lesson(text, full, self.features(dialogue))
+
+    def said(self, dialogue: Dialogue) -> list[str]:
+        """The answers of a dialogue as text."""
+        found: list[str] = json.loads(_read(self.answer_file(dialogue))[1]["answers"])
+        return found
+
+
+def _parts(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:
+    for start in range(0, len(dialogues), size):
+        yield dialogues[start : start + size]
+
+
+def _mean_bytes(files: Any) -> float:
+    sizes = [file.stat().st_size for file in set(files)]
+    return sum(sizes) / len(sizes) if sizes else 0.0
+
+
+def _write(file: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Of its own process: two may compute the same entry.
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(host, str(partial), metadata=meta)
+    os.replace(partial, file)
+
+
+def _whole(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(str(file), framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata())
+    except (SafetensorError, OSError) as error:
+        raise SavedFileError(
+            f"{file} is not there or cut off ({type(error).__name__}).\n"
+            "Start the same training again: what is missing is computed."
+        ) from error

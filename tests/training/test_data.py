@@ -1,0 +1,281 @@
+"""Examples from every kind of file, each on a small one of the same form."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from foveate.errors import InputError, UnknownName
+from foveate.evaluation.data import Dialogue, Turn
+from foveate.training import data
+from foveate.training.corpora import FRAMES, read
+
+
+def picture(path: Path, colour: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(path)
+    return path
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def video(folder: Path, count: int) -> None:
+    for i in range(count):
+        picture(folder / f"{i:05d}.jpg")
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def gqa(root: Path) -> dict[str, Any]:
+    for name in ("n1", "n2"):
+        picture(root / "images" / f"{name}.jpg")
+    questions = {
+        f"q{i}": {
+            "imageId": "n1" if i < 7 else "n2",
+            "question": f"What is {i}?",
+            "answer": f"a{i}",
+        }
+        for i in range(9)
+    }
+    write(root / "train_balanced_questions.json", questions)
+    return questions
+
+
+def test_gqa_becomes_dialogues_of_three_turns(tmp_path: Path) -> None:
+    gqa(tmp_path)
+    found = read("gqa", tmp_path, seed=1)
+    # Seven questions about n1 are two dialogues and one left over; two about n2 are none.
+    assert [d.name for d in found] == ["n1-0", "n1-1"]
+    assert all(len(d.turns) == 3 and d.pictures[0].name == "n1.jpg" for d in found)
+    asked = [t.question for d in found for t in d.turns]
+    assert len(set(asked)) == 6 and {t.question[8] for d in found for t in d.turns} <= set(
+        "0123456"
+    )
+    assert all(t.answers == (f"a{t.question[8]}",) for d in found for t in d.turns)
+    assert read("gqa", tmp_path, seed=1) == found
+    assert read("gqa", tmp_path, seed=2) != found
+    assert read("gqa", tmp_path / "train_balanced_questions.json", seed=1) == found
+
+
+def test_a_further_picture_leaves_the_other_dialogues_as_they_are(tmp_path: Path) -> None:
+    questions = gqa(tmp_path)
+    before = read("gqa", tmp_path)
+    more = {"q9": {"imageId": "n2", "question": "And?", "answer": "yes"}, **questions}
+    write(tmp_path / "train_balanced_questions.json", more)
+    assert set(map(str, before)) <= set(map(str, read("gqa", tmp_path)))
+
+
+def vqav2(root: Path) -> None:
+    picture(root / "train2014" / "COCO_train2014_000000000009.jpg")
+    ids = [90, 91, 92]
+    questions = [{"image_id": 9, "question_id": i, "question": f"Is it {i}?"} for i in ids]
+    notes = [
+        {"question_id": i, "multiple_choice_answer": "yes", "answer_type": "yes/no", "image_id": 9}
+        for i in ids
+    ]
+    write(root / "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": questions})
+    write(root / "v2_mscoco_train2014_annotations.json", {"annotations": notes})
+
+
+def test_vqav2(tmp_path: Path) -> None:
+    vqav2(tmp_path)
+    (found,) = read("vqav2", tmp_path)
+    assert {t.question for t in found.turns} == {"Is it 90?", "Is it 91?", "Is it 92?"}
+    assert {t.answers for t in found.turns} == {("yes",)} and found.turns[0].kind == "yes/no"
+
+
+def llava(extra: dict[str, Any]) -> dict[str, Any]:
+    said = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A dog."},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "At home."},
+    ]
+    return {"id": "7", "conversations": said, **extra}
+
+
+def test_llava_instruct(tmp_path: Path) -> None:
+    picture(tmp_path / "train2017" / "007.jpg")
+    text_only = {"id": "8", "conversations": llava({})["conversations"]}
+    write(tmp_path / "llava_instruct_150k.json", [llava({"image": "007.jpg"}), text_only])
+    (found,) = read("llava-instruct", tmp_path)
+    assert found.turns == (Turn("What is it?", ("A dog.",)), Turn("Where?", ("At home.",)))
+
+
+def test_llava_video_takes_frames_at_even_distances(tmp_path: Path) -> None:
+    video(tmp_path / "academic" / "v1", 17)
+    write(tmp_path / "0_30_s_oe.json", [llava({"video": "academic/v1.mp4"})])
+    (found,) = read("llava-video", tmp_path)
+    assert found.is_video and len(found.pictures) == FRAMES and len(found.turns) == 2
+    assert [int(p.stem) for p in found.pictures] == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+def nextqa(root: Path, rows: list[dict[str, Any]]) -> None:
+    with (root / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_nextqa_with_choices_and_without(tmp_path: Path) -> None:
+    video(tmp_path / "videos" / "4010", 3)
+    row = {"video": "4010", "question": "why did he jump", "answer": 2, "qid": 0, "type": "CW"}
+    nextqa(tmp_path, [{**row, **{f"a{i}": f"reason {i}" for i in range(5)}}])
+    (found,) = read("nextqa", tmp_path)
+    assert found.turns == (Turn("why did he jump?", ("reason 2",), "CW"),)
+    assert len(found.pictures) == 3
+    nextqa(tmp_path, [{**row, "answer": "for joy"}])
+    assert read("nextqa", tmp_path)[0].turns[0].answers == ("for joy",)
+
+
+def test_activitynetqa(tmp_path: Path) -> None:
+    video(tmp_path / "videos" / "v_abc", 2)
+    write(
+        tmp_path / "train_q.json",
+        [{"video_name": "v_abc", "question_id": "v_abc_1", "question": "is he outside"}],
+    )
+    write(tmp_path / "train_a.json", [{"question_id": "v_abc_1", "answer": "yes", "type": 3}])
+    (found,) = read("activitynetqa", tmp_path)
+    assert found.turns == (Turn("is he outside?", ("yes",), "3"),) and found.is_video
+
+
+def broken(root: Path, kind: str) -> str:
+    """A data set with one bad entry; returns its layout."""
+    if kind == "no picture":
+        gqa(root)
+        (root / "images" / "n2.jpg").unlink()
+    elif kind == "no annotation":
+        vqav2(root)
+        write(root / "v2_mscoco_train2014_annotations.json", {"annotations": []})
+        return "vqav2"
+    elif kind == "no frames":
+        nextqa(root, [{"video": "1", "question": "q", "answer": "a"}])
+        return "nextqa"
+    elif kind == "roles":
+        picture(root / "images" / "1.jpg")
+        entry = llava({"image": "1.jpg"})
+        entry["conversations"] = entry["conversations"][1:]
+        write(root / "llava_instruct_150k.json", [entry])
+        return "llava-instruct"
+    elif kind == "no json":
+        (root / "train_balanced_questions.json").write_text('{"a":\n 1,,}')
+    elif kind == "empty answer":
+        questions = gqa(root)
+        questions["q3"]["answer"] = ""
+        write(root / "train_balanced_questions.json", questions)
+    return "gqa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no picture", "train_balanced_questions.json, question q7: no picture"),
+        ("no annotation", "question 0: question_id 90 has no annotation"),
+        ("no frames", "train.csv:2: no folder of frames"),
+        ("roles", "entry 0: expected conversations of human and gpt in turn"),
+        ("no json", "train_balanced_questions.json:2 is no JSON"),
+        ("empty answer", "question q3: expected"),
+        ("no file", "No file"),
+    ],
+)
+def test_a_bad_entry_is_named_with_its_file_and_place(
+    tmp_path: Path, kind: str, words: str
+) -> None:
+    layout = broken(tmp_path, kind)
+    with pytest.raises(InputError) as error:
+        read(layout, tmp_path)
+    assert words in str(error.value) and len(str(error.value).splitlines()) <= 4
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_rows_of_a_dataset_in_each_form(tmp_path: Path) -> None:
+    image, file = Image.new("RGB", (3, 3)), str(picture(tmp_path / "a.png"))
+    messages = [
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "That."},
+    ]
+    rows = [
+        {"image": image, "question": "What?", "answer": "That."},
+        {"images": [image, file], "turns": [{"question": "What?", "answers": ["That."]}]},
+        {"frames": [file, file], "messages": messages},
+        {"image": image, "conversations": llava({})["conversations"], "messages": None},
+    ]
+    found = data.from_dataset(rows)
+    assert [d.turns[0].question for d in found] == ["What?", "What?", "What?", "What is it?"]
+    assert [len(d.pictures) for d in found] == [1, 2, 2, 1]
+    assert [d.is_video for d in found] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "q", "answer": "a"}, "row 1 has no picture"),
+        ({"image": "absent.png", "question": "q", "answer": "a"}, "row 1: no picture absent.png"),
+        ({"image": 3, "question": "q", "answer": "a"}, "row 1: expected a picture"),
+        ({"image": Image.new("RGB", (2, 2)), "question": "q"}, "row 1: expected"),
+        ({"image": Image.new("RGB", (2, 2)), "messages": []}, "row 1: expected conversations"),
+    ],
+)
+def test_a_bad_row_is_named(row: dict[str, Any], words: str) -> None:
+    good = {"image": Image.new("RGB", (2, 2)), "question": "q", "answer": "a"}
+    with pytest.raises(InputError, match=words):
+        data.from_dataset([good, row])
+
+
+def test_a_dataset_on_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [Image.new("RGB", (3, 3), (9, 9, 9))] * 2, "question": ["a?", "b?"]}
+    rows["answer"] = ["x", "y"]
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
+    found = data.examples(f"hf:{tmp_path / 'set'}")
+    assert [d.turns[0].question for d in found] == ["a?", "b?"]
+    assert found[0].load()[0].getpixel((0, 0)) == (9, 9, 9)
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_sources_by_name(tmp_path: Path) -> None:
+    gqa(tmp_path)
+    assert len(data.examples(f"gqa:{tmp_path}")) == 2
+    assert len(data.examples(f"gqa:{tmp_path}", count=1)) == 1
+    scenes = data.examples("scenes", count=2)
+    assert [d.name for d in scenes] == ["train-0", "train-1"]
+    line = {"image": str(picture(tmp_path / "a.png")), "turns": [{"question": "q", "answer": "a"}]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(line))
+    assert len(data.examples(str(tmp_path / "x.jsonl"))) == 1
+    with pytest.raises(UnknownName, match="gqa"):
+        data.examples(f"gqaa:{tmp_path}")
+
+
+def test_no_picture_is_in_both_parts() -> None:
+    images = [Image.new("RGB", (2, 2)) for _ in range(10)]
+    dialogues = [Dialogue(f"{i}", (images[i // 2],), (Turn("q", ("a",)),)) for i in range(20)]
+    train, held = data.split(dialogues, 0.2, seed=3)
+    assert len(train) == 16 and len(held) == 4
+    assert not {id(d.pictures[0]) for d in train} & {id(d.pictures[0]) for d in held}
+    assert data.split(dialogues, 0.2, seed=3) == (train, held)
+    assert data.split(dialogues, 0.0) == (dialogues, [])
+    with pytest.raises(InputError, match="same pictures"):
+        data.split(dialogues[:2], 0.5)
+
+
+def test_single_turns() -> None:
+    one = Dialogue("a", (Image.new("RGB", (2, 2)),), (Turn("q", ("a",)), Turn("r", ("b",))))
+    assert [(d.name, d.turns[0].question) for d in data.single_turns([one])] == [
+        ("a.0", "q"),
+        ("a.1", "r"),
+    ]

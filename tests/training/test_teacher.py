@@ -1,0 +1,182 @@
+"""What the full model says, from disk: the same as without a disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import foveate
+from foveate import reference
+from foveate.errors import InputError, SavedFileError
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.data import Dialogue, Turn
+from foveate.training import data
+from foveate.training.batches import collate
+from foveate.training.losses import prediction
+from foveate.training.teacher import Size, Teacher
+from foveate.training.transcripts import first_inputs, transcript
+from tests.laws.methods import TopNorm
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    return reference.load()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Dialogue]:
+    found = data.examples("scenes", count=3)
+    # Of different lengths, and two about one picture.
+    return [found[0], dataclasses.replace(found[0], turns=found[0].turns[:1]), *found[1:]]
+
+
+@torch.no_grad()
+def test_the_places_predict_the_answers_and_their_ends(
+    loaded: tuple[Any, Any], scenes: list[Dialogue]
+) -> None:
+    model, processor = loaded
+    inputs = first_inputs(model, processor, scenes[0], scenes[0].load())
+    text = transcript(model, processor, scenes[0], ["red", "", "no"], inputs)
+    said = processor.tokenizer.convert_ids_to_tokens(text.ids[text.places + 1].tolist())
+    assert said == ["red", "</s>", "</s>", "no", "</s>"]
+    assert text.turns.tolist() == [0, 0, 1, 2, 2]
+    whole = processor.tokenizer.decode(text.ids, skip_special_tokens=True)
+    assert all(turn.question in whole for turn in scenes[0].turns)
+    assert torch.equal(text.ids[: inputs["input_ids"].shape[1]], inputs["input_ids"][0])
+
+
+def test_an_answer_that_the_template_rewrites_is_refused(
+    loaded: tuple[Any, Any], scenes: list[Dialogue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    inputs = first_inputs(model, processor, scenes[0], scenes[0].load())
+    written = processor.chat_template.replace("{{ item['text'] }}", "{{ item['text'] | upper }}")
+    monkeypatch.setattr(processor, "chat_template", written)
+    with pytest.raises(InputError, match="does not write the answer 'red'"):
+        transcript(model, processor, scenes[0], ["red", "a", "no"], inputs)
+
+
+@torch.no_grad()
+def test_stored_distributions_are_those_of_a_fresh_forward_pass(
+    loaded: tuple[Any, Any], scenes: list[Dialogue], tmp_path: Path
+) -> None:
+    model, processor = loaded
+    teacher = Teacher(model, processor, tmp_path)
+    told: list[Size] = []
+    done: list[int] = []
+    teacher.fill(scenes, batch_size=3, tell=told.append, done=done.append)
+    assert sum(done) == len(scenes) and len(told) == 1
+    assert told[0].dialogues == 4 and told[0].pictures == 3
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 7 and told[0].nbytes == sum(f.stat().st_size for f in files)
+
+    pictures = [each.load() for each in scenes]
+    batch = Batch(model, processor, scenes, pictures, frozenset(), 64)
+    expected = [each["answers"] for each in batch.converse(None)]
+    assert [teacher.said(each) for each in scenes] == expected
+
+    for each, shown in zip(scenes, pictures, strict=True):
+        inputs = first_inputs(model, processor, each, shown)
+        text = transcript(model, processor, each, teacher.said(each), inputs)
+        lesson = teacher.lesson(each)
+        assert torch.equal(lesson.text.ids, text.ids) and lesson.full is not None
+        mask = torch.ones_like(text.ids)[None]
+        inputs |= {"input_ids": text.ids[None], "attention_mask": mask}
+        logits = model(**inputs, use_cache=False).logits[0, text.places]
+        assert float(prediction(lesson.full, logits).max()) < 1e-5
+        # The likeliest token is the one that greedy decoding chose.
+        assert torch.equal(logits.argmax(-1), text.ids[text.places + 1])
+
+
+@torch.no_grad()
+def test_compressed_logits_from_the_cache_are_those_from_pixels(
+    loaded: tuple[Any, Any], scenes: list[Dialogue], tmp_path: Path
+) -> None:
+    model, processor = loaded
+    teacher = Teacher(model, processor, tmp_path, answers="given")
+    teacher.fill(scenes)
+    assert teacher.said(scenes[0]) == [turn.answers[0] for turn in scenes[0].turns]
+    batch = collate([teacher.lesson(each) for each in scenes])
+    shared = batch.encoded()
+    with foveate.attach(model, TopNorm(), keep=20, encoded=shared):
+        found = batch.rows_of(batch.answer_logits(model, shared))
+    for each, own in zip(scenes, found, strict=True):
+        inputs = first_inputs(model, processor, each, each.load())
+        text = teacher.lesson(each).text
+        mask = torch.ones_like(text.ids)[None]
+        inputs |= {"input_ids": text.ids[None], "attention_mask": mask}
+        with foveate.attach(model, TopNorm(), keep=20):
+            expected = model(**inputs, use_cache=False).logits[0, text.places]
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_only_what_is_missing_or_torn_is_computed(
+    loaded: tuple[Any, Any],
+    scenes: list[Dialogue],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, processor = loaded
+    computed: list[int] = []
+    compute = Teacher._compute
+
+    def counted(self: Teacher, dialogues: Any) -> None:
+        computed.append(len(dialogues))
+        compute(self, dialogues)
+
+    monkeypatch.setattr(Teacher, "_compute", counted)
+    teacher = Teacher(model, processor, tmp_path, answers="given")
+    teacher.fill(scenes[:2])
+    teacher.fill(scenes[:3])
+    assert computed == [2, 1]
+    torn = teacher.answer_file(scenes[1])
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-9])
+    with pytest.raises(SavedFileError, match="cut off"):
+        teacher.lesson(scenes[1])
+    teacher.fill(scenes[:3])
+    assert computed == [2, 1, 1] and len(torn.read_bytes()) == len(whole)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_entries_of_other_weights_questions_or_settings_are_others(
+    loaded: tuple[Any, Any], scenes: list[Dialogue], tmp_path: Path
+) -> None:
+    model, processor = loaded
+    teacher = Teacher(model, processor, tmp_path)
+    one = scenes[0]
+    turn = Turn(one.turns[0].question, ("another",))
+    changed = dataclasses.replace(one, turns=(turn, *one.turns[1:]))
+    asked = dataclasses.replace(one, turns=(Turn("what ?", turn.answers), *one.turns[1:]))
+    assert teacher.picture_file(changed) == teacher.picture_file(one)
+    assert teacher.answer_file(changed) == teacher.answer_file(one)  # it answers by itself
+    assert teacher.answer_file(asked) != teacher.answer_file(one)
+    given = Teacher(model, processor, tmp_path, answers="given")
+    assert given.answer_file(changed) != given.answer_file(one)
+    short = Teacher(model, processor, tmp_path, max_new_tokens=3)
+    assert short.answer_file(one) != teacher.answer_file(one)
+    assert short.picture_file(one) == teacher.picture_file(one)
+    first = next(model.parameters())
+    before = first.data.flatten()[0].item()
+    try:
+        first.data.view(-1)[0] = 7.0
+        other = Teacher(model, processor, tmp_path)
+    finally:
+        first.data.view(-1)[0] = before
+    assert other.picture_file(one) != teacher.picture_file(one)
+
+
+@torch.no_grad()
+def test_a_limit_is_told_before_it_is_broken(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    many = data.examples("scenes", count=12)
+    teacher = Teacher(*loaded, tmp_path, answers="given", limit=1_500_000)
+    with pytest.raises(InputError, match=r"would take [\d,]+ bytes") as error:
+        teacher.fill(many)
+    assert len(str(error.value).splitlines()) <= 4
+    used = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
+    assert used <= 1_500_000
