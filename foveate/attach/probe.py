@@ -82,10 +82,21 @@ def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def peek(module: nn.Module, reader: Reader, *args: Any, **kwargs: Any) -> None:
-    """Call an attention module up to its queries and keys, which `reader` gets; no attention."""
-    with probed({module: reader}, attend=False):
-        module(*args, **kwargs)
+def peek(module: nn.Module, reader: Reader, output: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Call an attention module up to its queries and keys, which `reader` gets; no attention.
+
+    Args:
+        module: the attention module.
+        reader: what gets its queries and keys.
+        output: its output projection, which is given nothing to project.
+        args, kwargs: of the module.
+    """
+    nothing = output.register_forward_pre_hook(lambda _, given: (given[0][:, :0],))
+    try:
+        with probed({module: reader}, attend=False):
+            module(*args, **kwargs)
+    finally:
+        nothing.remove()
 
 
 def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -> None:
