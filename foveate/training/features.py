@@ -185,7 +185,7 @@ def _join_captures(shown: Sequence[Packed], modality: str) -> Capture:
             for i, each in enumerate(facts["layouts"])
         ]
         first = {name: first[name] + facts["counts"][name] for name in first}
-    read = {
+    read: dict[str, Any] = {
         name: torch.cat([p.tensors[f"{start}.{name}"] for p in shown])
         for name in ("rows", *_READ)
         if f"{start}.{name}" in shown[0].tensors

@@ -68,6 +68,31 @@ class Size:
     stored: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a dialogue's lesson is; calling it reads it.
+
+    Attributes:
+        answers: what was said.
+        pictures: the features.
+    """
+
+    answers: Path
+    pictures: Path
+
+    def __call__(self) -> Lesson:
+        """The lesson.
+
+        Raises:
+            SavedFileError: it is not there, or cut off.
+        """
+        tensors, _ = _read(self.answers)
+        types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
+        text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
+        full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
+        return Lesson(text, full, _features(self.pictures))
+
+
 class Teacher:
     """The full model's side of a training, on disk.
 
@@ -159,6 +184,7 @@ class Teacher:
         self,
         dialogues: Sequence[Dialogue],
         *,
+        whole: Sequence[Dialogue] | None = None,
         batch_size: int = 8,
         tell: Callable[[Size], None] = lambda size: None,
         done: Callable[[int], None] = lambda count: None,
@@ -166,7 +192,8 @@ class Teacher:
         """Compute and store what is not there yet.
 
         Args:
-            dialogues: all that will be trained or evaluated on.
+            dialogues: all that will be trained or evaluated on, or this process's share of them.
+            whole: all of them; `dialogues` if None.
             batch_size: of them answered at a time.
             tell: given the size of all, after the first few and before the others.
             done: given how many more dialogues are there.
@@ -175,6 +202,8 @@ class Teacher:
             InputError: it would take more than `limit`, or more than the disk has.
         """
         missing = [each for each in dialogues if not self.has(each)]
+        if not dialogues:
+            return
         done(len(dialogues) - len(missing))
         # One, then a few: the size of all is known before it can matter.
         first, few, rest = missing[:1], missing[1:_PROBE], missing[_PROBE:]
@@ -184,7 +213,7 @@ class Teacher:
                     self._compute(part)
                     done(len(part))
                 known = missing[: 1 if probe is first else _PROBE]
-                size = self.size(dialogues, known or dialogues)
+                size = self.size(dialogues if whole is None else whole, known or dialogues)
                 self._check(size)
             tell(size)
             for part in _parts(rest, batch_size):
@@ -239,7 +268,7 @@ class Teacher:
                 packed = pack(encode(self.model, inputs, self.reads), rows=self.rows)
                 _write(file, packed.tensors, {"facts": json.dumps(packed.facts)})
             text = transcript(self.model, self.processor, dialogue, answers, inputs)
-            lessons.append(Lesson(text, None, self.features(dialogue)))
+            lessons.append(Lesson(text, None, _features(file)))
         batch = collate(lessons).to(self.model.device)
         logits = batch.answer_logits(self.model)
         for dialogue, answers, lesson, own in zip(
@@ -276,31 +305,27 @@ class Teacher:
 
     # ------------------------------------------------------------------ reading
 
-    def features(self, dialogue: Dialogue) -> Packed:
-        """The features of a dialogue's pictures.
-
-        Raises:
-            SavedFileError: they are not there, or cut off.
-        """
-        tensors, meta = _read(self.picture_file(dialogue))
-        return Packed(tensors, json.loads(meta["facts"]))
-
     def lesson(self, dialogue: Dialogue) -> Lesson:
         """All that a training step needs of a dialogue.
 
         Raises:
             SavedFileError: it is not there, or cut off.
         """
-        tensors, _ = _read(self.answer_file(dialogue))
-        types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
-        text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
-        full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
-        return Lesson(text, full, self.features(dialogue))
+        return Entry(self.answer_file(dialogue), self.picture_file(dialogue))()
+
+    def entries(self, dialogues: Sequence[Dialogue]) -> list[Entry]:
+        """The same of several, to be read later and without the model."""
+        return [Entry(self.answer_file(each), self.picture_file(each)) for each in dialogues]
 
     def said(self, dialogue: Dialogue) -> list[str]:
         """The answers of a dialogue as text."""
         found: list[str] = json.loads(_read(self.answer_file(dialogue))[1]["answers"])
         return found
+
+
+def _features(file: Path) -> Packed:
+    tensors, meta = _read(file)
+    return Packed(tensors, json.loads(meta["facts"]))
 
 
 def _parts(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:

@@ -133,14 +133,14 @@ def test_only_what_is_missing_or_torn_is_computed(
     teacher = Teacher(model, processor, tmp_path, answers="given")
     teacher.fill(scenes[:2])
     teacher.fill(scenes[:3])
-    assert computed == [2, 1]
+    assert sum(computed) == 3
     torn = teacher.answer_file(scenes[1])
     whole = torn.read_bytes()
     torn.write_bytes(whole[:-9])
     with pytest.raises(SavedFileError, match="cut off"):
         teacher.lesson(scenes[1])
     teacher.fill(scenes[:3])
-    assert computed == [2, 1, 1] and len(torn.read_bytes()) == len(whole)
+    assert sum(computed) == 4 and len(torn.read_bytes()) == len(whole)
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -1,0 +1,237 @@
+"""Training a learned compressor from beginning to end, or from where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Table
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from foveate import catalog, saving
+from foveate.errors import InputError, MissingDependency, SavedFileError
+from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.fingerprint import of_weights
+from foveate.learned import LearnedCompressor
+from foveate.training.features import Packed
+from foveate.training.recipe import Recipe
+from foveate.training.student import Objective, Student, eq10, frozen
+from foveate.training.teacher import Size, Teacher
+
+RECORD, FOLDER = "training.json", "compressor"
+_SAMPLE = 64  # dialogues whose pictures a start may look at
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a training gave.
+
+    Attributes:
+        method: the compressor, with its weights.
+        folder: where it is saved, for `foveate.load`.
+        values: the last measurements on the validation dialogues, by name and budget.
+    """
+
+    method: LearnedCompressor
+    folder: Path
+    values: dict[str, float]
+
+
+# (method, model, pictures of some training dialogues) -> the method with its first parameters
+Start = Callable[[Any, Any, Sequence[Packed]], LearnedCompressor]
+
+
+def random_start(seed: int = 0) -> Start:
+    """The method's own fresh parameters, unless it has some."""
+
+    def start(method: LearnedCompressor, model: Any, pictures: Sequence[Packed]) -> Any:
+        return method if method.net is not None else method.initialised(model, seed)
+
+    return start
+
+
+def train(
+    method: LearnedCompressor,
+    teacher: Teacher,
+    dialogues: Sequence[Dialogue],
+    out: str | Path,
+    recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+    *,
+    validation: Sequence[Dialogue] = (),
+    objective: Objective | None = None,
+    start: Start | None = None,
+    facts: Table[str, Any] | None = None,
+    tensorboard: bool = True,
+    cpu: bool = False,
+    batch_size: int = 8,
+    tell: Callable[[Any], None] = lambda progress: None,
+    sized: Callable[[Size], None] = lambda size: None,
+    answered: Callable[[int], None] = lambda count: None,
+    **options: Any,
+) -> Trained:
+    """Train a compressor, and save it with what is known of its training.
+
+    The model is frozen; nothing of it is stored. Killed at any time, the same call goes on from
+    the last checkpoint and ends with the same weights. Under `torchrun` or `accelerate launch`
+    every process takes its share of each batch.
+
+    Args:
+        method: its fields, and parameters to go on from if it has some.
+        teacher: the full model and where its answers are kept. Load the model in bfloat16 to train
+            in it; the compressor's own parameters stay in float32.
+        dialogues: to learn from.
+        out: a folder for checkpoints, logs and the compressor.
+        recipe: every number of the training.
+        validation: dialogues on which it is measured as it goes; none if empty.
+        objective: what is minimised; Eq. 10 of MetaCompress with the recipe's weights if None.
+        start: makes the first parameters; the method's own if None.
+        facts: more that the record shall say, and that must be the same when it goes on.
+        tensorboard: whether to log for TensorBoard, into `out`/runs.
+        cpu: whether to leave an accelerator alone.
+        batch_size: dialogues that the full model answers at a time.
+        tell: given a `Progress` whenever something was measured.
+        sized, answered: given what the full model's answers take on disk, and how many more
+            dialogues are answered.
+        options: further ones of `foveate.attach`.
+
+    Raises:
+        MissingDependency: `accelerate`, or `tensorboard` if asked for, is not installed.
+        InputError: fewer dialogues than a batch, or the answers take more than they may.
+        SavedFileError: the folder holds another training.
+    """
+    _need("accelerate", "Training")
+    if tensorboard:
+        _need("tensorboard", "Logging for TensorBoard")
+    if len(dialogues) < recipe.batch:
+        raise InputError(
+            f"A batch of {recipe.batch} needs as many dialogues; there are {len(dialogues)}.\n"
+            "Give more of them, or a smaller batch."
+        )
+    from transformers import TrainingArguments
+
+    from foveate.training import trainer as engine
+
+    folder, model = Path(out), teacher.model
+    measured = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every}
+    arguments = TrainingArguments(
+        **recipe.arguments(
+            str(folder),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            report_to=["tensorboard"] if tensorboard else "none",
+            use_cpu=cpu,
+            dataloader_pin_memory=False,
+            **(measured if validation else {}),
+        )
+    )
+    # One process is one device: DataParallel would copy the frozen model at every step.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(arguments.device)
+    everything = [*dialogues, *validation]
+    record = {
+        "method": catalog.name_of(method),
+        "fields": dataclasses.asdict(_bare(method)),
+        "model": of_weights(model),
+        "dtype": str(model.dtype),
+        "recipe": dataclasses.asdict(recipe),
+        "dialogues": [len(dialogues), fingerprint(dialogues)],
+        "validation": [len(validation), fingerprint(validation)],
+        "answers": [teacher.answers, teacher.max_new_tokens, teacher.top],
+        **(facts or {}),
+    }
+    if arguments.should_save:
+        _begin(folder, record)
+    if (folder / FOLDER / saving.FILE).is_file():
+        return _finished(folder, model)
+
+    rank, world = arguments.process_index, arguments.world_size
+    teacher.fill(
+        everything[rank::world],
+        whole=everything,
+        batch_size=batch_size,
+        tell=sized if rank == 0 else lambda size: None,
+        done=answered,
+    )
+    _wait()
+    sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
+    pictures = [entry().pictures for entry in teacher.entries(sample)]
+    begun = (start or random_start(recipe.seed))(method, model, pictures)
+    with engine.quiet(), frozen(model, checkpointing=recipe.checkpointing):
+        student = Student(begun, model, objective or eq10(recipe.weights), **options)
+        running = engine.CompressorTrainer(
+            student,
+            arguments,
+            recipe,
+            engine.Lectures(teacher, dialogues),
+            engine.Lectures(teacher, validation) if validation else None,
+            tell,
+        )
+        if arguments.should_save:
+            engine.clear_torn(folder)
+        _wait()
+        last = engine.last_checkpoint(folder)
+        running.train(resume_from_checkpoint=None if last is None else str(last))
+        values = running.final()
+    net = student.net.cpu()
+    trained = dataclasses.replace(begun, net=net, trained_on=of_weights(model))
+    if arguments.should_save:
+        known = {
+            "settings": record["recipe"],
+            "data": {key: record[key] for key in ("dialogues", "validation", "answers")},
+            "measured": values,
+            **({"source": dict(facts)} if facts else {}),
+        }
+        saving.save(trained, folder / FOLDER, model=model, training=known)
+    _wait()
+    return Trained(trained, folder / FOLDER, values)
+
+
+def _bare(method: LearnedCompressor) -> LearnedCompressor:
+    return dataclasses.replace(method, net=None, trained_on=None)
+
+
+def _need(package: str, purpose: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependency(package, purpose, "train") from error
+
+
+def _wait() -> None:
+    """Until every process is here."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def _begin(folder: Path, record: dict[str, Any]) -> None:
+    """Write what this training is, or check that it is the one in the folder."""
+    file = folder / RECORD
+    plain = json.loads(json.dumps(record))
+    if file.is_file():
+        with contextlib.suppress(json.JSONDecodeError):
+            there = json.loads(file.read_text())
+            if there == plain:
+                return
+            other = sorted(k for k in {**there, **plain} if there.get(k) != plain.get(k))
+            raise SavedFileError(
+                f"{folder} holds another training: it differs in {', '.join(other)}.\n"
+                "Choose another folder, or give the same settings to go on."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(plain, indent=2) + "\n")
+    os.replace(partial, file)
+
+
+def _finished(folder: Path, model: Any) -> Trained:
+    """What an earlier call has trained."""
+    method = saving.load(folder / FOLDER, model=model)
+    assert isinstance(method, LearnedCompressor)
+    told = json.loads((folder / FOLDER / saving.FILE).read_text())["training"]
+    return Trained(method, folder / FOLDER, told["measured"])

@@ -1,0 +1,126 @@
+"""How a compressor is trained: every number of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from foveate.compressor import check_keep
+from foveate.errors import InputError
+from foveate.training.losses import Weights
+
+OPTIMISERS = {"sgd": "sgd", "adamw": "adamw_torch"}  # ours -> the Trainer's name
+CLIPS = ("norm", "value", "none")
+_RATES = {"sgd": 1e-3, "adamw": 1e-3}
+_BOUNDS = {"sgd": 1e-2, "adamw": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Of one training. Defaults are MetaCompress's (arXiv 2603.21701, section 6.1).
+
+    Attributes:
+        keeps: budgets; with several, each step draws one.
+        epochs: passes over the dialogues.
+        steps: steps of the optimiser instead of epochs; None for epochs.
+        batch: dialogues of a step, over all processes.
+        micro_batch: dialogues of one forward pass in one process; None: as many as a step has.
+            Gradients are accumulated over the rest of the step.
+        optimiser: ``"sgd"`` as published, or ``"adamw"``.
+        rate: learning rate; None for 1e-3.
+        clip: gradients' ``"norm"`` over all parameters, or each ``"value"``, or ``"none"``. The
+            paper says "a maximum value of 1e-2", which may mean either.
+        bound: what is clipped at; None for 1e-2 with sgd and 1.0 with adamw.
+        schedule: of the learning rate, as the Trainer calls it: "constant", "cosine", "linear".
+        entropy, collapse: weights of the regularisers in Eq. 10.
+        seed: of the order of dialogues and of the budgets drawn.
+        checkpointing: whether activations are computed again in the backward pass.
+        log_every, evaluate_every, save_every: steps.
+    """
+
+    keeps: tuple[int | float, ...] = (0.1,)
+    epochs: float = 2.0
+    steps: int | None = None
+    batch: int = 36
+    micro_batch: int | None = None
+    optimiser: str = "sgd"
+    rate: float | None = None
+    clip: str = "norm"
+    bound: float | None = None
+    schedule: str = "constant"
+    entropy: float = 1.0
+    collapse: float = 1.0
+    seed: int = 0
+    checkpointing: bool = False
+    log_every: int = 10
+    evaluate_every: int = 100
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.keeps:
+            raise InputError("A training needs a budget at least: keeps=(0.1,).")
+        for keep in self.keeps:
+            check_keep(keep)
+            if keep == 1.0 and isinstance(keep, float):
+                raise InputError("keep=1.0 is the untouched model: there is nothing to train.")
+        for name, known in (("optimiser", OPTIMISERS), ("clip", CLIPS)):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+        for name in ("batch", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+    @property
+    def weights(self) -> Weights:
+        """Of the losses."""
+        return Weights(self.entropy, self.collapse)
+
+    def parts(self, processes: int) -> tuple[int, int]:
+        """(dialogues of a forward pass, forward passes of a step) in each process.
+
+        Raises:
+            InputError: a step cannot be parted evenly.
+        """
+        own, uneven = divmod(self.batch, processes)
+        micro = self.micro_batch or own
+        if uneven or own % micro:
+            raise InputError(
+                f"A batch of {self.batch} dialogues cannot be parted evenly into {processes} "
+                f"processes with\nforward passes of {micro}. Change batch or micro_batch."
+            )
+        return micro, own // micro
+
+    def arguments(self, out: str, processes: int, **more: Any) -> dict[str, Any]:
+        """What `transformers.TrainingArguments` takes of it."""
+        micro, passes = self.parts(processes)
+        bound = _BOUNDS[self.optimiser] if self.bound is None else self.bound
+        return {
+            "output_dir": out,
+            "per_device_train_batch_size": micro,
+            "per_device_eval_batch_size": micro,
+            "gradient_accumulation_steps": passes,
+            "num_train_epochs": self.epochs,
+            "max_steps": -1 if self.steps is None else self.steps,
+            "optim": OPTIMISERS[self.optimiser],
+            "learning_rate": _RATES[self.optimiser] if self.rate is None else self.rate,
+            "weight_decay": 0.0,
+            "lr_scheduler_type": self.schedule,
+            "max_grad_norm": bound if self.clip == "norm" else 0.0,
+            "seed": self.seed,
+            "logging_steps": self.log_every,
+            "save_strategy": "steps",
+            "save_steps": self.save_every,
+            # Two: until the new one is complete, the last one is needed.
+            "save_total_limit": 2,
+            "remove_unused_columns": False,
+            "ddp_find_unused_parameters": False,
+            "disable_tqdm": True,
+            **more,
+        }
+
+    @property
+    def clipped_value(self) -> float | None:
+        """What each entry of a gradient is clipped at; None if it is not."""
+        if self.clip != "value":
+            return None
+        return _BOUNDS[self.optimiser] if self.bound is None else self.bound

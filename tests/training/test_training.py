@@ -1,0 +1,345 @@
+"""A training from beginning to end: what learns, what stays, what goes on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import foveate
+from foveate import catalog, reference
+from foveate.errors import BudgetError, InputError, MissingDependency, SavedFileError
+from foveate.evaluation.data import Dialogue
+from foveate.learned import LearnedCompressor
+from foveate.training import data, learning
+from foveate.training.batches import collate
+from foveate.training.learning import train
+from foveate.training.losses import Weights
+from foveate.training.recipe import Recipe
+from foveate.training.student import Student, eq10, frozen
+from foveate.training.teacher import Teacher
+from foveate.training.trainer import COMPLETE, Order, Progress, clear_torn, last_checkpoint
+from tests.families.models import FAMILIES
+
+TINY = Recipe(
+    keeps=(0.1,), batch=4, steps=4, optimiser="adamw", log_every=1, evaluate_every=2, save_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    made = Teacher(*reference.load(), tmp_path_factory.mktemp("teacher"))
+    made.fill(scenes())
+    return made
+
+
+def scenes() -> list[Dialogue]:
+    found = data.examples("scenes", count=10)
+    found[::3] = data.single_turns(found[::3])[::3]
+    return found
+
+
+def method(seed: int = 0) -> LearnedCompressor:
+    found = catalog.make("metacompress", dim=8)
+    assert isinstance(found, LearnedCompressor)
+    return found
+
+
+def run(teacher: Teacher, out: Path, recipe: Recipe = TINY, **options: Any) -> learning.Trained:
+    options = {"validation": scenes()[8:], "tensorboard": False, "cpu": True, **options}
+    return train(method(), teacher, scenes()[:8], out, recipe, **options)
+
+
+def weights(trained: learning.Trained) -> dict[str, Tensor]:
+    return load_file(str(trained.folder / "compressor.safetensors"))
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_gradients_through_a_frozen_model_equal_finite_differences() -> None:
+    family = FAMILIES["llava"]
+    model = family.build(dtype=torch.float64).requires_grad_(False)
+    inputs = family.inputs(images_per_row=[2, 1], dtype=torch.float64)
+    made = method().initialised(model, seed=1)
+    assert made.net is not None
+    made.net.double()
+    with torch.no_grad():
+        made.net.query.mul_(0.05)  # soft rows: finite differences see no kinks
+        made.net.omega.add_(torch.linspace(-0.5, 0.5, 8))
+    weight = torch.randn(200, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        with foveate.attach(model, made, keep=5):
+            logits = model(**inputs, use_cache=False).logits
+            return (logits[:, -3:].log_softmax(-1) @ weight).sum()
+
+    loss().backward()
+    for name, parameter in made.net.named_parameters():
+        assert parameter.grad is not None
+        direction = torch.randn_like(parameter)
+        expected = float((parameter.grad * direction).sum())
+        # The model's norms compute in float32, whatever its weights are: no smaller step.
+        step, values = 3e-4, []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                values.append(float(loss()))
+                parameter.sub_(sign * step * direction)
+        found = (values[0] - values[1]) / (2 * step)
+        assert found == pytest.approx(expected, rel=1e-4), name
+        assert abs(expected) > 1e-3, f"{name} has no influence"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batchs_loss_is_the_mean_of_its_dialogues(teacher: Teacher, checkpointing: bool) -> None:
+    model, lessons = teacher.model, [teacher.lesson(each) for each in scenes()[:4]]
+    made = method().initialised(model)
+    student = Student(made, model, eq10(Weights(0.5, 0.1)))
+
+    def gradients(batch: Any, keep: float = 0.1) -> list[Tensor]:
+        student.zero_grad()
+        with student.attached(batch, keep):
+            student(batch)["loss"].mean().backward()
+        return [p.grad.clone() for p in student.parameters() if p.grad is not None]
+
+    alone = [gradients(collate([each])) for each in lessons]
+    with frozen(model, checkpointing=checkpointing):
+        together = gradients(collate(lessons))
+    assert len(together) == 3
+    for i, found in enumerate(together):
+        expected = torch.stack([each[i] for each in alone]).mean(0)
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert not model.training and next(model.parameters()).requires_grad
+
+
+def test_the_objective_by_hand(teacher: Teacher) -> None:
+    lessons = [teacher.lesson(each) for each in scenes()[:2]]
+    batch = collate(lessons)
+    student = Student(method().initialised(teacher.model), teacher.model, eq10(Weights(2.0, 3.0)))
+    with torch.no_grad(), student.attached(batch, 6):
+        found = student(batch)
+        logits = batch.answer_logits(teacher.model, student._encoded)
+        assert student._run is not None
+        matrices = [item.answers[0].to_matrix() for item in student._run.items]
+    start = 0
+    for row, lesson in enumerate(lessons):
+        assert lesson.full is not None
+        stop = start + len(lesson.text.places)
+        p, q = lesson.full.log_probs, logits[start:stop].log_softmax(-1)
+        divergence = (p.exp() * (p - q)).sum(-1).mean()
+        spread = -(matrices[row] * matrices[row].clamp(min=1e-38).log()).sum(1).mean()
+        most = matrices[row].sum(0).max()
+        torch.testing.assert_close(found["prediction"][row], divergence)
+        torch.testing.assert_close(found["loss"][row], divergence + 2 * spread + 3 * most)
+        start = stop
+    assert found["loss"].shape == (2,)
+
+
+# ---------------------------------------------------------------- the parameters
+
+
+def test_only_the_compressor_is_a_parameter(teacher: Teacher) -> None:
+    student = Student(method().initialised(teacher.model), teacher.model, eq10(Weights()))
+    assert set(student.state_dict()) == {"net.query", "net.key", "net.omega"}
+    assert len(list(student.modules())) == 2
+    with pytest.raises(SavedFileError, match="no parameters to train"):
+        Student(method(), teacher.model, eq10(Weights()))
+
+
+def test_it_learns_saves_and_does_nothing_twice(teacher: Teacher, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    recipe = dataclasses.replace(TINY, steps=12, rate=1e-2, collapse=0.0, entropy=0.0)
+    first = run(teacher, tmp_path, recipe, tell=told.append)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
+    losses = [each.values["eval_prediction_0.1"] for each in told if "eval_loss" in each.values]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert first.values["eval_prediction_0.1"] == losses[-1]
+    steps = [each for each in told if "prediction" in each.values]
+    assert [each.step for each in steps] == list(range(1, 13))
+    assert all(each.values["loss"] == pytest.approx(each.values["prediction"]) for each in steps)
+    held = load_file(str(tmp_path / "checkpoint-12" / "model.safetensors"))
+    assert {k.removeprefix("net."): v.tolist() for k, v in held.items()} == {
+        k: v.tolist() for k, v in weights(first).items()
+    }
+    loaded = foveate.load(first.folder, model=teacher.model)
+    with foveate.attach(teacher.model, loaded, keep=0.1):
+        pass
+    card = (first.folder / "README.md").read_text()
+    assert "optimiser: adamw" in card and "eval loss" in card
+    stamp = (first.folder / "compressor.safetensors").stat().st_mtime_ns
+    told.clear()
+    again = run(teacher, tmp_path, recipe, tell=told.append)
+    assert not told and again.values == first.values
+    assert (first.folder / "compressor.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(SavedFileError, match="it differs in recipe") as error:
+        run(teacher, tmp_path, dataclasses.replace(recipe, rate=0.5))
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def moved(teacher: Teacher, out: Path, **changes: Any) -> Tensor:
+    """What one step of plain SGD with rate 1 does to all parameters."""
+    recipe = dataclasses.replace(TINY, steps=1, optimiser="sgd", rate=1.0, **changes)
+    found = weights(run(teacher, out, recipe, validation=()))
+    start = method().initialised(teacher.model).net
+    assert start is not None
+    return torch.cat([(found[k] - v).flatten() for k, v in start.state_dict().items()])
+
+
+def test_clipping_by_norm_and_by_value(teacher: Teacher, tmp_path: Path) -> None:
+    free = moved(teacher, tmp_path / "a", clip="none")
+    assert float(free.abs().max()) > 1e-2
+    by_norm = moved(teacher, tmp_path / "b", clip="norm")
+    assert float(by_norm.norm()) == pytest.approx(1e-2, rel=1e-3)
+    torch.testing.assert_close(by_norm, free * 1e-2 / free.norm(), atol=1e-6, rtol=1e-2)
+    by_value = moved(teacher, tmp_path / "c", clip="value")
+    torch.testing.assert_close(by_value, free.clamp(-1e-2, 1e-2), atol=1e-6, rtol=1e-4)
+
+
+def test_accumulated_parts_of_a_batch_are_the_batch(teacher: Teacher, tmp_path: Path) -> None:
+    whole = weights(run(teacher, tmp_path / "a"))
+    parts = weights(run(teacher, tmp_path / "b", dataclasses.replace(TINY, micro_batch=1)))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4)
+
+
+def test_every_step_draws_its_budget_by_its_number(teacher: Teacher, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, keeps=(4, 30), steps=12, evaluate_every=12)
+    told: list[Progress] = []
+    found = run(teacher, tmp_path, recipe, tell=told.append)
+    assert {"eval_prediction_4", "eval_prediction_30", "eval_loss"} <= set(found.values)
+    # More rows of P give one source more: the regulariser shows which budget a step had.
+    most = [each.values["collapse"] for each in told if "collapse" in each.values]
+    assert min(most) < 4.0001 < max(most)
+
+
+# ---------------------------------------------------------------- order and checkpoints
+
+
+def test_an_epochs_order_depends_on_the_seed_and_its_number_alone() -> None:
+    one, same, other = Order(10, 4, 0), Order(10, 4, 0), Order(10, 4, 1)
+    assert len(one) == 8 and len(set(one)) == 8
+    assert list(one) == list(same) != list(other)
+    one.set_epoch(1)
+    assert list(one) != list(same)
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(TINY, save_every=1)
+    whole = weights(run(teacher, tmp_path / "whole", recipe))
+    found = run(teacher, tmp_path / "torn", recipe)
+    (tmp_path / "torn" / "checkpoint-4" / COMPLETE).unlink()
+    (tmp_path / "torn" / "checkpoint-4" / "optimizer.pt").unlink()
+    for file in found.folder.iterdir():
+        file.unlink()
+    last = last_checkpoint(tmp_path / "torn")
+    assert last is not None and last.name == "checkpoint-3"
+    told: list[Progress] = []
+    again = weights(run(teacher, tmp_path / "torn", recipe, tell=told.append))
+    assert {each.step for each in told} == {4}
+    assert all(torch.equal(again[k], v) for k, v in whole.items())
+    (tmp_path / "torn" / "checkpoint-3" / COMPLETE).unlink()
+    clear_torn(tmp_path / "torn")
+    assert [each.name for each in (tmp_path / "torn").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_what_is_wrong_is_told(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="A batch of 36 needs as many dialogues; there are 8"):
+        run(teacher, tmp_path, Recipe())
+    with pytest.raises(InputError, match="optimiser must be one of sgd, adamw"):
+        Recipe(optimiser="muon")
+    with pytest.raises(InputError, match="nothing to train"):
+        Recipe(keeps=(1.0,))
+    with pytest.raises(BudgetError):
+        Recipe(keeps=(2.5,))
+    with pytest.raises(InputError, match="parted evenly into 2 processes"):
+        Recipe(batch=4, micro_batch=3).parts(2)
+    assert Recipe(batch=12, micro_batch=3).parts(2) == (3, 2)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingDependency, match=r"foveate\[train\]"):
+        run(teacher, tmp_path, tensorboard=True)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- processes of their own
+
+
+def start(command: list[str], *arguments: Path) -> subprocess.Popen[bytes]:
+    root = Path(__file__).parents[2]
+    worker = Path(__file__).with_name("worker.py")
+    return subprocess.Popen(
+        [*command, str(worker), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def curve(trace: Path) -> dict[int, float]:
+    """Step -> loss of the last time that it was told."""
+    lines = [line.split() for line in trace.read_text().splitlines()]
+    return {int(step): float(loss) for step, loss in lines if loss != "None"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    process = start([sys.executable], folder / "teacher", folder / "out", folder / "trace")
+    assert process.wait() == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_five_times_the_weights_are_bit_equal(uninterrupted: Path, tmp_path: Path) -> None:
+    random.seed(5)
+    out, trace = tmp_path / "out", tmp_path / "trace"
+    kills = 0
+    while not (out / "compressor" / "compressor.json").is_file():
+        trace.write_text("")
+        process = start([sys.executable], uninterrupted / "teacher", out, trace)
+        lines = random.randint(1, 3)
+        while process.poll() is None:
+            if kills < 5 and trace.read_text().count("\n") >= lines:
+                time.sleep(random.random() * 0.3)
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.02)
+        assert process.wait() in (0, -9)
+    assert kills == 5
+    expected = load_file(str(uninterrupted / "out" / "compressor" / "compressor.safetensors"))
+    found = load_file(str(out / "compressor" / "compressor.safetensors"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_have_the_curve_of_one(uninterrupted: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = start(command, uninterrupted / "teacher", tmp_path / "out", tmp_path / "trace")
+    assert process.wait() == 0
+    expected, found = curve(uninterrupted / "trace"), curve(tmp_path / "trace")
+    assert list(found) == list(expected) == list(range(1, 13))
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, rel=1e-5, abs=1e-5), step

@@ -1,0 +1,54 @@
+"""A training in a process of its own, to be killed or to be one of several.
+
+python worker.py CACHE OUT TRACE     every told line goes to TRACE
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from foveate import catalog, reference
+from foveate.training import data
+from foveate.training.learning import train
+from foveate.training.recipe import Recipe
+from foveate.training.teacher import Teacher
+from foveate.training.trainer import Progress
+
+RECIPE = Recipe(
+    keeps=(0.05, 0.1, 20),
+    batch=4,
+    steps=12,
+    optimiser="adamw",
+    rate=3e-3,
+    schedule="cosine",
+    log_every=1,
+    evaluate_every=4,
+    save_every=1,
+)
+
+
+def main(cache: str, out: str, trace: str) -> None:
+    dialogues = data.examples("scenes", count=17)
+    # Answers of different lengths: means over ragged rows are what goes wrong.
+    dialogues[::3] = data.single_turns(dialogues[::3])[::3]
+    with Path(trace).open("a") as file:
+
+        def tell(progress: Progress) -> None:
+            print(progress.step, progress.values.get("loss"), file=file, flush=True)
+
+        train(
+            catalog.make("metacompress", dim=8),
+            Teacher(*reference.load(), cache),
+            dialogues[:14],
+            out,
+            RECIPE,
+            validation=dialogues[14:],
+            tensorboard=False,
+            cpu=True,
+            tell=tell,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
