@@ -102,6 +102,17 @@ def scaled(attention: Float[Tensor, " n"], scaling: str) -> Float[Tensor, " n"]:
     return share if scaling == "share" else share.clamp(min=1e-4).log()
 
 
+def observed(tokens: VisualTokens) -> Float[Tensor, " n"]:
+    """A_v: the mean over heads and over the question of the attention that each token gets.
+
+    Args:
+        tokens: before decoder layer 0, with what that layer would see.
+    """
+    assert tokens.ahead is not None
+    asking = tokens.ahead.question
+    return tokens.ahead.received(asking) / len(asking)
+
+
 @dataclasses.dataclass(frozen=True)
 class Relevance(LearnedCompressor, DecoderMethod):
     """Keep the tokens that a net predicts to be relevant to the answer, before decoder layer 0.
@@ -138,12 +149,6 @@ class Relevance(LearnedCompressor, DecoderMethod):
         """A `Predictor` of each kind; the tokens' width does not matter."""
         return nn.ModuleDict({kind: Predictor(self.channels, self.kernel) for kind in self.kinds})
 
-    def observed(self, tokens: VisualTokens) -> Float[Tensor, " n"]:
-        """A_v: the mean over heads and over the question of the attention each token gets."""
-        assert tokens.ahead is not None
-        asking = tokens.ahead.question
-        return tokens.ahead.received(asking) / len(asking)
-
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         m = tokens.n if keep is None else keep
         kind = KINDS[tokens.is_video]
@@ -153,7 +158,7 @@ class Relevance(LearnedCompressor, DecoderMethod):
                 f"{'an image' if kind == 'image' else 'a video'}.\nTrain one for both: "
                 "foveate train relevance."
             )
-        seen = scaled(self.observed(tokens), self.scaling)
+        seen = scaled(observed(tokens), self.scaling)
         nets = self.module(seen.device)
         assert isinstance(nets, nn.ModuleDict)
         score = nets[kind](seen[None])[0]  # (2); softmax keeps the order

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,8 +9,10 @@ import torch
 from torch import nn
 
 import foveate
+from foveate.attach.prompt import placed
 from foveate.errors import BudgetError, StageNotAvailable
-from foveate.methods.relevance import Predictor, Relevance, scaled
+from foveate.methods.relevance import Predictor, Relevance, observed, scaled
+from foveate.training.relevance import attentions
 from tests.families.models import FAMILIES
 from tests.methods.given import look, rows, tokens
 
@@ -53,7 +54,7 @@ def picture(**fields: Any) -> Any:
 def test_it_reads_the_question_alone_mean_over_heads_and_words() -> None:
     # Sums: head 0: [.4 .1 .1 .2] + [.1 .1 .4 .2]; head 1: [0 0 .4 0] + [.1 .1 .4 .1].
     expected = rows(0.6, 0.3, 1.3, 0.5) / 4
-    torch.testing.assert_close(Relevance().observed(picture()), expected)
+    torch.testing.assert_close(observed(picture()), expected)
 
 
 @pytest.mark.parametrize(
@@ -142,17 +143,8 @@ def test_the_attention_is_what_the_layer_would_give() -> None:
     family = FAMILIES["qwen3_vl"]
     model, inputs = family.build("eager"), family.inputs(rows=1)
     truth = model(**inputs, output_attentions=True).attentions[0][0].mean(0)
-    seen: list[torch.Tensor] = []
-
-    @dataclasses.dataclass(frozen=True)
-    class Noting(Relevance):
-        def observed(self, tokens: Any) -> torch.Tensor:
-            seen.append(super().observed(tokens))
-            return seen[-1]
-
-    with foveate.attach(model, Noting(trained_on=None).initialised(model), keep=5) as run:
-        model(**inputs)
-    slots = run.items[0].slots
+    seen = attentions(model, inputs)
+    slots = placed(model, inputs)[0].slots
     after = torch.arange(int(slots[-1]) + 1, inputs["input_ids"].shape[1])
     expected = truth[after][:, slots].mean(0)
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
