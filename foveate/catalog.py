@@ -21,6 +21,7 @@ GROUP = "foveate.methods"
 CHAINED = "/"  # between the names of a chain's methods
 
 BUILT_IN: dict[str, str] = {
+    "cover": "foveate.methods.cover:Cover",
     "dart": "foveate.methods.dart:DART",
     "divprune": "foveate.methods.divprune:DivPrune",
     "fastv": "foveate.methods.fastv:FastV",

@@ -7,7 +7,7 @@ What it does:
     one P serves every turn.
 
 The mapping:
-    X (n, d) the projected tokens, E their position embedding, s = n / m the stride.
+    X (n, d) the projected tokens, E (n, d) their position embedding, s = n / m the stride.
     (6) q_i = mean of X + E over the `kernel` tokens around (i + 1/2) s, times W_q
     (7) k_j = (X + E)_j W_k
     (8) P = row softmax of q diag(omega) k^T / sqrt(d_c); dense.
@@ -17,16 +17,18 @@ Needs:
     Weights trained for the model (`foveate train metacompress`). Nothing from the vision tower.
 
 Differs from the paper's code:
-    No code was released. Open in the paper and decided here, with the numbers in docs/claims:
-    d_c is 64; E is a fixed 1-D sine-cosine embedding as wide as the token, times `position_scale`;
-    the pooling's windows are centred, cut at the ends; `pool="2d"` averages over an even lattice of
-    the picture instead, which fits several tiles and frames. The paper calls the kernel s and the
-    stride k in one place and the other way round in another. `start="pca"` begins with the
-    directions in which a model's tokens vary (`foveate train`), not with the published random ones.
+    No code was released. Open in the paper and decided here: d_c is 64; E is a fixed 1-D
+    sine-cosine embedding as wide as the token, times `position_scale`, and a learned offset that
+    all places share, zero at first; the pooling's windows are centred and cut at the ends;
+    `pool="2d"` averages over an even lattice of the picture instead, which fits tiles and frames.
+    The paper calls the kernel s and the stride k in one place and the other way round in another.
+    The start "pca" (`foveate train`) begins with the directions in which a model's tokens vary,
+    and with minus their mean as the offset, not with the published random numbers.
 
 When it fails:
-    Untrained it is a blurred average: with the published start every row looks at much the same
-    mixture. keep=n is no identity, so use keep=1.0.
+    Section 9 of the paper says that it starts as pooling. With the published start that depends on
+    how long a model's tokens are: short ones give every row much the same mixture, long ones make
+    each row pick a single token. keep=n is no identity, so use keep=1.0.
 
 Reference:
     arXiv 2603.21701 (CVPR 2026), section 5; MArSha1147/MetaCompress at 70a620e is a README only.
@@ -61,6 +63,7 @@ class Generator(nn.Module):
     Attributes:
         query, key: (d, d_c) W_q and W_k.
         omega: (d_c,) the diagonal.
+        offset: (d,) what is added to every token, the learned part of E.
     """
 
     def __init__(self, width: int, dim: int) -> None:
@@ -69,13 +72,15 @@ class Generator(nn.Module):
         self.query = nn.Parameter(start)
         self.key = nn.Parameter(start.clone())
         self.omega = nn.Parameter(torch.ones(dim))
+        self.offset = nn.Parameter(torch.zeros(width))
 
     def forward(
-        self, pooled: Float[Tensor, "m d"], tokens: Float[Tensor, "n d"]
+        self, pool: Float[Tensor, "m n"], tokens: Float[Tensor, "n d"]
     ) -> Float[Tensor, "m n"]:
-        """P from the pooled tokens and all tokens, position embeddings added to both."""
-        queries = (pooled @ self.query) * self.omega  # (6)
-        keys = tokens @ self.key  # (7)
+        """P from the pooling, whose rows sum to one, and all tokens with their fixed embedding."""
+        x = tokens + self.offset
+        queries = (pool @ x @ self.query) * self.omega  # (6)
+        keys = x @ self.key  # (7)
         return (queries @ keys.T / math.sqrt(len(self.omega))).softmax(-1)  # (8)
 
 
@@ -120,4 +125,4 @@ class MetaCompress(LearnedCompressor):
             owners = torch.nn.functional.one_hot(cells, m).T.float()
             owners = owners / owners.sum(1, keepdim=True)
         net = self.module(x.device)
-        return Mapping.dense(net(owners.to(x) @ x, x))
+        return Mapping.dense(net(owners.to(x), x))

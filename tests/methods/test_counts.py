@@ -35,6 +35,7 @@ METHODS += [Prune(), Prune(raters="states"), catalog.make("fastv", rows="all")]
 # With one level every token is zero.
 drawn = {"n": st.integers(1, 24), "levels": st.sampled_from([1, 2, 50]), "seed": st.integers(0, 99)}
 NESTED = [catalog.make(name) for name in ("divprune", "mmtok", "random")]
+NESTED += [catalog.make("cover", merge=False)]
 
 
 def seen(n: int, levels: int, seed: int) -> VisualTokens:

@@ -1,0 +1,60 @@
+"""Starts of MetaCompress, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate import catalog, reference
+from foveate.attach import encode
+from foveate.training import data
+from foveate.training.features import pack
+from foveate.training.start import pca_start, principal_directions
+from foveate.training.transcripts import first_inputs
+
+
+def tokens() -> torch.Tensor:
+    """Around (0, 0, 5): wide along the second axis, narrow along the first, not at all else."""
+    plane = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
+    return torch.cat([plane, torch.full((4, 1), 5.0)], 1)
+
+
+def test_the_widest_direction_comes_first() -> None:
+    found = principal_directions(tokens(), 2, sharpness=2.0)
+    # Variances 4.5 and 0.5: W = c (e2, e1), mean logit c^2 (4.5 + 0.5) / sqrt(2) = 2
+    c = (2.0 * 2**0.5 / 5.0) ** 0.5
+    expected = torch.tensor([[0.0, c], [c, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_whitened_directions_count_the_same() -> None:
+    found = principal_directions(tokens(), 2, sharpness=2.0, whiten=True)
+    seen = (tokens() - tokens().mean(0)) @ found
+    torch.testing.assert_close(seen.T @ seen / 4, torch.eye(2) * 2.0 / 2**0.5)
+
+
+@torch.no_grad()
+def test_a_token_looks_at_itself_more_with_more_sharpness() -> None:
+    model, processor = reference.load()
+    pictures = []
+    for each in data.examples("scenes", count=3):
+        inputs = first_inputs(model, processor, each, each.load())
+        pictures.append(pack(encode(model, inputs)))
+    method = catalog.make("metacompress", kernel=1)
+    logits = []
+    for sharpness in (1.0, 4.0):
+        made = pca_start(sharpness)(method, model, pictures)
+        net = made.net
+        assert net is not None and torch.equal(net.query, net.key)
+        x = torch.cat([p.tensors["image.pooled.0"] for p in pictures])
+        x = x + torch.cat([_positions(256, 128)] * 3) + net.offset
+        assert float(x.mean(0).abs().max()) < 1e-4
+        seen = x @ net.query
+        logits.append(float((seen * seen).sum(1).mean() / method.dim**0.5))
+    assert logits == pytest.approx([1.0, 4.0], rel=1e-4)
+
+
+def _positions(n: int, d: int) -> torch.Tensor:
+    from foveate import ops
+
+    return ops.sine_positions(n, d)
