@@ -12,6 +12,7 @@ import typer
 
 from foveate.cli import options
 from foveate.cli.output import call, finish
+from foveate.cli.train_relevance import relevance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from foveate.reference.report import Progress, Tell
 
 app = typer.Typer(no_args_is_help=True, help="Train the reference models.")
+app.command("relevance")(relevance)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other
 
