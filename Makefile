@@ -4,7 +4,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 OLDEST = .venv-oldest
-EXTRAS = vision,web,browser,dev
+EXTRAS = vision,web,browser,train,dev
 OLDEST_EXTRAS = vision,dev
 
 # One thread for each test process: the tests' tensors are too small to gain from more.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli import options
+from foveate.cli import learn, options
 from foveate.cli.output import call, finish
 from foveate.cli.train_relevance import relevance
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from foveate.reference.recipe import Recipe
     from foveate.reference.report import Progress, Tell
 
-app = typer.Typer(no_args_is_help=True, help="Train the reference models.")
+app = typer.Typer(no_args_is_help=True, help="Train compressors, and the reference models.")
+app.command("metacompress")(learn.metacompress)
+app.command("optimal")(learn.optimal)
 app.command("relevance")(relevance)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other

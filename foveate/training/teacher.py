@@ -6,10 +6,10 @@ answers and the distribution of each of their tokens are stored, and an epoch co
 forward and backward pass for each dialogue.
 
 Features are those that the language model gets (after the projector), once for all dialogues about
-a picture. Of a distribution the 256 likeliest tokens are kept and the rest's mass, which makes
-answers a hundred times smaller than whole logits (a vocabulary has 32,000 to 256,000 tokens) and
-leaves the divergence short of what lies within the rest only (`losses.prediction`); a vocabulary
-of up to 256 tokens is kept whole.
+a picture. Of a distribution the 256 likeliest tokens are kept and the rest's mass: of a vocabulary
+of 32,000 tokens a sixtieth of whole logits, of larger ones less, and what the divergence falls
+short of lies within the rest only (`losses.prediction`). A vocabulary of up to 256 tokens is kept
+whole.
 
 Every entry's name is a hash of all that it depends on: weights, dtype, processor, pictures' bytes,
 questions, answers, settings. So a folder may serve several runs, and a run goes on where one was

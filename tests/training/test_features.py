@@ -12,6 +12,9 @@ from foveate.training.features import Packed, join, pack
 from tests.families.models import FAMILIES, VIDEO_FAMILIES
 from tests.laws.laws import Case
 from tests.laws.methods import TopNorm
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 READS = frozenset({Reads.ATTENTION, Reads.KEYS, Reads.CLS})
 

@@ -11,6 +11,9 @@ from foveate.training import data
 from foveate.training.features import pack
 from foveate.training.start import pca_start, principal_directions
 from foveate.training.transcripts import first_inputs
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 
 def tokens() -> torch.Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 import foveate
 from foveate import reference
@@ -19,7 +21,11 @@ from foveate.training.batches import collate
 from foveate.training.losses import prediction
 from foveate.training.teacher import Size, Teacher
 from foveate.training.transcripts import first_inputs, transcript
+from tests.families import checkpoints
 from tests.laws.methods import TopNorm
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +186,57 @@ def test_a_limit_is_told_before_it_is_broken(loaded: tuple[Any, Any], tmp_path: 
     assert len(str(error.value).splitlines()) <= 4
     used = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
     assert used <= 1_500_000
+
+
+# ---------------------------------------------------------------- other families and templates
+
+
+def shown(family: str, folder: Path) -> tuple[Any, Any]:
+    checkpoints.save(family, folder)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+    return model, transformers.AutoProcessor.from_pretrained(folder)
+
+
+def drawn(count: int) -> list[Dialogue]:
+    """Pictures of several shapes, dialogues of several lengths."""
+    found = []
+    for i in range(count):
+        image = Image.effect_noise((24 + 12 * i, 48 - 8 * i), 90.0).convert("RGB")
+        turns = [Turn("what colour ?", ("red",)), Turn("is the thing blue ?", ("no yes no",))]
+        found.append(Dialogue(str(i), (image,), tuple(turns[: 1 + i % 2])))
+    two = (found[0].pictures[0], found[1].pictures[0])
+    return [*found, Dialogue("two", two, (Turn("in picture ?", ("yes",)),))]
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("family", checkpoints.PROCESSORS)
+@torch.no_grad()
+def test_every_family_of_processors(family: str, template: bool, tmp_path: Path) -> None:
+    model, processor = shown(family, tmp_path / "model")
+    if not template:
+        if family == "qwen2_vl":
+            pytest.skip("its pictures stand between tokens that only a template writes")
+        processor.chat_template = None
+    teacher = Teacher(model, processor, tmp_path / "cache", answers="given", top=20)
+    dialogues = drawn(3)
+    teacher.fill(dialogues, batch_size=2)
+    batch = collate([teacher.lesson(each) for each in dialogues])
+    shared = batch.encoded()
+    with foveate.attach(model, TopNorm(), keep=2, encoded=shared) as run:
+        found = batch.rows_of(batch.answer_logits(model, shared))
+    assert [item.row for item in run.items] == [0, 1, 2, 3, 3]
+    for each, own in zip(dialogues, found, strict=True):
+        inputs = first_inputs(model, processor, each, each.load())
+        lesson = teacher.lesson(each)
+        said = processor.tokenizer.decode(lesson.text.ids[lesson.text.places + 1])
+        assert said.split() == [*" ".join(t.answers[0] for t in each.turns).split(), "</s>"]
+        inputs["input_ids"] = lesson.text.ids[None]
+        inputs["attention_mask"] = torch.ones_like(lesson.text.ids)[None]
+        for name, values in lesson.text.types.items():
+            inputs[name] = values[None]
+        full = model(**inputs, use_cache=False).logits[0, lesson.text.places]
+        assert lesson.full is not None and lesson.full.log_probs.shape[1] == 20
+        assert float(prediction(lesson.full, full).abs().max()) < 1e-4
+        with foveate.attach(model, TopNorm(), keep=2):
+            expected = model(**inputs, use_cache=False).logits[0, lesson.text.places]
+        torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-3)

@@ -31,6 +31,9 @@ from foveate.training.student import Student, eq10, frozen
 from foveate.training.teacher import Teacher
 from foveate.training.trainer import COMPLETE, Order, Progress, clear_torn, last_checkpoint
 from tests.families.models import FAMILIES
+from tests.training import needs_features
+
+pytestmark = needs_features
 
 TINY = Recipe(
     keeps=(0.1,), batch=4, steps=4, optimiser="adamw", log_every=1, evaluate_every=2, save_every=2
@@ -292,11 +295,11 @@ def test_what_is_wrong_is_told(
 # ---------------------------------------------------------------- processes of their own
 
 
-def start(command: list[str], *arguments: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], optimiser: str, *places: Path) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[2]
     worker = Path(__file__).with_name("worker.py")
     return subprocess.Popen(
-        [*command, str(worker), *map(str, arguments)],
+        [*command, str(worker), *map(str, places), optimiser],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -310,22 +313,20 @@ def curve(trace: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    process = start([sys.executable], folder / "teacher", folder / "out", folder / "trace")
-    assert process.wait() == 0
-    return folder
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("answers")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_killed_five_times_the_weights_are_bit_equal(uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_five_times_the_weights_are_bit_equal(cache: Path, tmp_path: Path) -> None:
+    whole, out, trace = tmp_path / "whole", tmp_path / "out", tmp_path / "trace"
+    assert start([sys.executable], "adamw", cache, whole, trace).wait() == 0
     random.seed(5)
-    out, trace = tmp_path / "out", tmp_path / "trace"
     kills = 0
     while not (out / "compressor" / "compressor.json").is_file():
         trace.write_text("")
-        process = start([sys.executable], uninterrupted / "teacher", out, trace)
+        process = start([sys.executable], "adamw", cache, out, trace)
         lines = random.randint(1, 3)
         while process.poll() is None:
             if kills < 5 and trace.read_text().count("\n") >= lines:
@@ -336,18 +337,23 @@ def test_killed_five_times_the_weights_are_bit_equal(uninterrupted: Path, tmp_pa
             time.sleep(0.02)
         assert process.wait() in (0, -9)
     assert kills == 5
-    expected = load_file(str(uninterrupted / "out" / "compressor" / "compressor.safetensors"))
+    expected = load_file(str(whole / "compressor" / "compressor.safetensors"))
     found = load_file(str(out / "compressor" / "compressor.safetensors"))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_processes_have_the_curve_of_one(uninterrupted: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_curve_of_one(cache: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert start([sys.executable], "sgd", cache, tmp_path / "a", one).wait() == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = start(command, uninterrupted / "teacher", tmp_path / "out", tmp_path / "trace")
-    assert process.wait() == 0
-    expected, found = curve(uninterrupted / "trace"), curve(tmp_path / "trace")
+    assert start(command, "sgd", cache, tmp_path / "b", two).wait() == 0
+    expected, found = curve(one), curve(two)
     assert list(found) == list(expected) == list(range(1, 13))
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-5, abs=1e-5), step
+    a = load_file(str(tmp_path / "a" / "compressor" / "compressor.safetensors"))
+    b = load_file(str(tmp_path / "b" / "compressor" / "compressor.safetensors"))
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)

@@ -15,20 +15,18 @@ from foveate.training.recipe import Recipe
 from foveate.training.teacher import Teacher
 from foveate.training.trainer import Progress
 
-RECIPE = Recipe(
-    keeps=(0.05, 0.1, 20),
-    batch=4,
-    steps=12,
-    optimiser="adamw",
-    rate=3e-3,
-    schedule="cosine",
-    log_every=1,
-    evaluate_every=4,
-    save_every=1,
-)
+SHARED = {"batch": 4, "steps": 12, "log_every": 1, "evaluate_every": 4, "save_every": 1}
+RECIPES = {
+    # State in the optimiser and in the schedule, and several budgets: what a checkpoint must hold.
+    "adamw": Recipe(
+        keeps=(0.05, 0.1, 20), optimiser="adamw", rate=3e-3, schedule="cosine", **SHARED
+    ),
+    # Steps in proportion to gradients: rounding stays rounding.
+    "sgd": Recipe(keeps=(0.05, 0.1), rate=0.05, bound=1.0, **SHARED),
+}
 
 
-def main(cache: str, out: str, trace: str) -> None:
+def main(cache: str, out: str, trace: str, optimiser: str) -> None:
     dialogues = data.examples("scenes", count=17)
     # Answers of different lengths: means over ragged rows are what goes wrong.
     dialogues[::3] = data.single_turns(dialogues[::3])[::3]
@@ -42,7 +40,7 @@ def main(cache: str, out: str, trace: str) -> None:
             Teacher(*reference.load(), cache),
             dialogues[:14],
             out,
-            RECIPE,
+            RECIPES[optimiser],
             validation=dialogues[14:],
             tensorboard=False,
             cpu=True,

@@ -1,0 +1,107 @@
+"""`foveate train metacompress | optimal`: one command each, that resumes and explains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import foveate
+from foveate import reference
+from foveate.cli import main
+from foveate.mapping import Mapping
+from tests.training import needs_features
+
+pytestmark = needs_features
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def arguments(out: Path, cache: str, *more: str) -> list[str]:
+    small = "--count 10 --batch 4 --steps 2 --log-every 1 --set dim=4 --cpu --no-tensorboard"
+    return ["train", "metacompress", "--out", str(out), "--cache", cache, *small.split(), *more]
+
+
+def test_it_trains_saves_and_goes_on(tmp_path: Path, cache: str, capsys: Capture) -> None:
+    command = arguments(tmp_path, cache, "--keep", "8", "--keep", "5%", "--start", "pca")
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    out = json.loads(said.out)
+    assert {"eval_prediction_8", "eval_prediction_0.05", "eval_loss"} <= set(out["values"])
+    assert "10 dialogues and 10 pictures" in said.err and "step 2 of 2" in said.err
+    model, _ = reference.load()
+    method = foveate.load(out["compressor"], model=model)
+    with foveate.attach(model, method, keep=8):
+        pass
+    record = json.loads((Path(out["compressor"]) / "compressor.json").read_text())
+    assert record["fields"]["dim"] == 4
+    assert record["training"]["source"] == {
+        "data": "scenes",
+        "start": "pca",
+        "sharpness": 8.0,
+        "whiten": False,
+    }
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == out and "step" not in said.err
+    assert main(arguments(tmp_path, cache, "--keep", "9")) == 1
+    assert "holds another training" in capsys.readouterr().err
+
+
+def test_the_python_lines_are_the_same_training(
+    tmp_path: Path, cache: str, capsys: Capture
+) -> None:
+    assert main([*arguments(tmp_path, cache, "--clip", "value"), "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    code = "\n".join(out["python"])
+    names: dict[str, object] = {}
+    exec(code, names)  # the record in the folder would refuse another training
+    assert names["trained"].values == out["values"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--data", "gqa"], "Unknown source of examples"),
+        (["--data", "absent.jsonl"], "No data file"),
+        (["--start", "best"], "Unknown start"),
+        (["--optimiser", "lion"], "optimiser must be one of"),
+        (["--keep", "1.0"], "nothing to train"),
+        (["--set", "size=3"], "size"),
+        (["--answers", "none"], "answers must be"),
+        (["--cache-limit", "0.00001"], "would take"),
+        (["--batch", "400"], "needs as many dialogues"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    tmp_path: Path, capsys: Capture, extra: list[str], words: str
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*arguments(folder, str(tmp_path / "cache")), *extra]) == 1
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) <= 5
+
+
+def test_the_best_mappings_are_stored_and_told(tmp_path: Path, cache: str, capsys: Capture) -> None:
+    small = "--count 2 --steps 3 --batch 1 --keep 6 --rate 20 --json".split()
+    command = ["train", "optimal", "--out", str(tmp_path), "--cache", cache, *small]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    out = json.loads(said.out)
+    assert [each["dialogue"] for each in out["dialogues"]] == ["train-0", "train-1"]
+    assert out["chance"] == pytest.approx(6 / 256) and Path(out["figure"]).is_file()
+    assert out["before"] == pytest.approx(sum(d["before"] for d in out["dialogues"]) / 2)
+    mapping = Mapping.load(tmp_path / out["dialogues"][0]["files"][0])
+    assert mapping.m == 6
+    torch.testing.assert_close(mapping.to_matrix().sum(1), torch.ones(6))
+    stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "mappings").iterdir()}
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == out
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "mappings").iterdir()} == stamps
