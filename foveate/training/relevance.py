@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from foveate import ops, relevance, saving
+from foveate import catalog, ops, relevance, saving
 from foveate.attach import attach
 from foveate.attach.prompt import Placed, placed
 from foveate.compressor import DecoderMethod, Reads, VisualTokens, resolve_keep
@@ -36,7 +36,7 @@ from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
 from foveate.methods.relevance import KINDS, Predictor, Relevance, observed, scaled
 from foveate.relevance import Rule
-from foveate.training.learning import FOLDER, Trained
+from foveate.training.learning import FOLDER, Trained, _begin, _finished, _need
 from foveate.training.teacher import _read, _whole, _write
 from foveate.training.trainer import (
     COMPLETE,
@@ -379,7 +379,8 @@ def train(
 ) -> Trained:
     """Fit the net to pairs, and save it with what is known of its training.
 
-    Killed at any time, the same call goes on from the last checkpoint.
+    Killed at any time, the same call goes on from the last checkpoint; another in the same folder
+    is refused.
 
     Args:
         method: its fields, and parameters to go on from if it has some.
@@ -394,7 +395,10 @@ def train(
 
     Raises:
         InputError: there is no pair of a kind that the method has a net for.
+        MissingDependency: `accelerate` is not installed.
+        SavedFileError: the folder holds another training.
     """
+    _need("accelerate", "Training")
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
@@ -404,6 +408,18 @@ def train(
             )
     folder = Path(out)
     chosen = [each for each in pairs if KINDS[each.is_video] in method.kinds]
+    record = {
+        "method": catalog.name_of(method),
+        "fields": dataclasses.asdict(dataclasses.replace(method, net=None, trained_on=None)),
+        "model": of_weights(model),
+        "settings": dataclasses.asdict(settings),
+        "pairs": _identity(chosen),
+        "validation": _identity(validation),
+        **(facts or {}),
+    }
+    _begin(folder, record)
+    if (folder / FOLDER / saving.FILE).is_file():
+        return _finished(folder, model)
     begun = method if method.net is not None else method.initialised(model, settings.seed)
     assert isinstance(begun, Relevance) and isinstance(begun.net, nn.ModuleDict)
     arguments = TrainingArguments(
@@ -446,6 +462,15 @@ def train(
     }
     saving.save(trained, folder / FOLDER, model=model, training=known)
     return Trained(trained, folder / FOLDER, values)
+
+
+def _identity(pairs: Sequence[Pair]) -> list[Any]:
+    """How many pairs, and a hash of them."""
+    found = hashlib.sha256()
+    for each in pairs:
+        for values in (each.attention, each.relevance):
+            found.update(values.contiguous().numpy().tobytes())
+    return [len(pairs), found.hexdigest()[:16]]
 
 
 @torch.no_grad()

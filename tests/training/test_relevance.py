@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
 from foveate import relevance
-from foveate.errors import InputError
+from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn
 from foveate.methods.relevance import Relevance
@@ -147,13 +147,28 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
         model(**inputs)
     assert [item.entering for item in run.items] == [5, 5]
     assert "source: made up" in (whole.folder / "README.md").read_text()
-    # The same in two parts: the second goes on from the first's checkpoint.
-    half = dataclasses.replace(settings, epochs=20)
-    train(method, model, pairs, tmp_path / "b", half, cpu=True)
-    parts = train(method, model, pairs, tmp_path / "b", settings, cpu=True)
+
+    # Interrupted, the same call goes on from the last checkpoint.
+    def interrupt(progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+    assert (tmp_path / "b" / "checkpoint-40").is_dir()
+    steps: list[int] = []
+    parts = train(
+        method, model, pairs, tmp_path / "b", settings, cpu=True,
+        tell=lambda progress: steps.append(progress.step),
+    )  # fmt: skip
+    assert steps
     assert whole.method.net is not None and parts.method.net is not None
     for a, b in zip(whole.method.net.parameters(), parts.method.net.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+    done = train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+    assert done.folder == parts.folder
+    other = dataclasses.replace(settings, rate=1e-3)
+    with pytest.raises(SavedFileError, match="differs in settings"):
+        train(method, model, pairs, tmp_path / "b", other, cpu=True)
 
 
 def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
