@@ -1,6 +1,6 @@
 """What foveate itself costs, beside the model it is attached to.
 
-    python -m benchmarks.overhead                       # a small shape on the CPU, three minutes
+    python -m benchmarks.overhead                       # a small shape on the CPU, minutes
     python -m benchmarks.overhead --shape 7b --device cuda --dtype bfloat16
 
 Random weights, real classes: time does not depend on what the weights are. Every comparison
@@ -13,7 +13,7 @@ Rows of the report:
 * no-op: keep=1.0 attached beside the stock model;
 * all tables: every token kept, but through every hook, gather and table;
 * each method: prefill beside the stock prefill, and the host time of its decision as a share of
-  the full prefill;
+  the full prefill; a method whose first layers alone exceed `--keep` gets `--keep-inside`;
 * decode: one step on the compressed cache beside one step on the full cache;
 * host reads: transfers from device to host in one decode step, beside the stock model's.
 """
@@ -37,7 +37,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
+from foveate.evaluation.reach import refusal
+from foveate.evaluation.settings import Setting
 from foveate.evaluation.timing import Ratio, alternate, seconds
 from foveate.mapping import Mapping
 
@@ -52,6 +55,12 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "7b-shallow": {
         "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4},
         "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 4},
+    },
+    # The depth of 7B at a small width, so that methods between decoder layers act at their
+    # published layers and meet their published budgets.
+    "deep": {
+        "vision": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24},
+        "text": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 32},
     },
     "7b": {
         "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
@@ -71,6 +80,14 @@ METHODS = [
     "prumerge+",
     "tome",
     "resize",
+    "fastv",
+    "pyramiddrop",
+    "sparsevlm",
+    "dart",
+    "fitprune",
+    "mustdrop",
+    "vtw",
+    "polymorphic",
 ]
 
 
@@ -175,9 +192,16 @@ def step(model: Any, cache: Any, token: Tensor, seen: int) -> None:
 
 
 def measure(
-    model: Any, inputs: dict[str, Tensor], methods: list[str], keep: int, device: str, repeats: int
+    model: Any,
+    inputs: dict[str, Tensor],
+    methods: list[str],
+    keep: int,
+    keep_inside: int,
+    device: str,
+    repeats: int,
 ) -> Iterator[dict[str, Any]]:
     """One record for each row of the report."""
+    sizes = {picture.layout.n for picture in placed(model, inputs)}
 
     def stock() -> Any:
         return prefill(model, inputs)
@@ -201,16 +225,17 @@ def measure(
         peak=peak(tables, device), stock_peak=base_peak,
     )  # fmt: skip
     for name in methods:
-        call = attached(name, keep=keep)
+        kept = keep if refusal(model, Setting(name, keep), sizes) is None else keep_inside
+        call = attached(name, keep=kept)
         ratio = alternate(stock, call, device, repeats)
-        with foveate.attach(model, name, keep=keep) as run:
+        with foveate.attach(model, name, keep=kept) as run:
             decisions = []
             for _ in range(repeats):
                 before = run.report().decision_seconds
                 seconds(lambda: prefill(model, inputs), device)
                 decisions.append(run.report().decision_seconds - before)
         yield row(
-            name, "prefill", ratio,
+            name if kept == keep else f"{name}, {kept} kept", "prefill", ratio, keep=kept,
             decision_share=statistics.median(decisions) / ratio.base_seconds,
             peak=peak(call, device), stock_peak=base_peak,
         )  # fmt: skip
@@ -241,10 +266,14 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     keep: Annotated[int, typer.Option(help="Visual tokens kept of 576.")] = 64,
+    keep_inside: Annotated[
+        int, typer.Option(help="The same on average, for methods that cannot reach --keep.")
+    ] = 192,
     batch: Annotated[int, typer.Option(help="Prompts in a batch.")] = 1,
     repeats: Annotated[int, typer.Option(help="Pairs that are timed.", min=2)] = 7,
     method: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; all but TRIM if none.")
+        list[str] | None,
+        typer.Option("--method", "-m", help="May be repeated; all but TRIM if none."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the numbers as JSON.")] = None,
 ) -> None:
@@ -258,7 +287,7 @@ def main(
                    "peak / stock", "host reads / stock"):  # fmt: skip
         table.add_column(column)
     rows = []
-    for record in measure(model, inputs, method or METHODS, keep, device, repeats):
+    for record in measure(model, inputs, method or METHODS, keep, keep_inside, device, repeats):
         rows.append(record)
         ratio = Ratio(*(record[k] for k in ("median", "low", "high", "base_seconds")))
         share, high = record.get("decision_share"), record.get("peak")
@@ -275,6 +304,7 @@ def main(
     Console().print(table)
     if out is not None:
         setting = {"shape": shape, "device": where, "dtype": dtype, "batch": batch, "keep": keep,
+                   "repeats": repeats,
                    "torch": torch.__version__, "threads": torch.get_num_threads()}  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))

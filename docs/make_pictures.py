@@ -28,12 +28,12 @@ from foveate.prompting import conversation, model_inputs, new_words
 PICTURES = Path(__file__).parent / "pictures"
 KEEP = 32
 KEEP_INSIDE = 128  # on average: methods between decoder layers cannot reach fewer here
-README = ("visionzip", "tome", "divprune")
+README = ("visionzip", "divprune", "cover")
 SCENE, SIDE = 0, 300
 COMMAND = "foveate chat scene:0 -m visionzip -k 64"
 TYPED = (
     "what colour is the topmost thing ?",
-    "what size is the orange thing ?",
+    "what size is the purple thing ?",
     "/method pyramiddrop 50%",
     "what colour is the topmost thing ?",
     "/method fastv 10%",
@@ -72,7 +72,7 @@ def methods() -> Image.Image:
     settings = [
         Setting(name, KEEP_INSIDE if catalog.method_class(name).stage == Stage.DECODER else KEEP)
         for name in catalog.names()
-        if name != "trim"
+        if name != "trim" and not catalog.method_class(name).trainable
     ]
     model, processor = reference.load()
     ((_, picture),) = report.kept_pictures(model, processor, from_reference(1), settings, 1)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping as Table
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
@@ -20,9 +20,6 @@ from foveate import catalog
 from foveate.compressor import Compressor
 from foveate.errors import SavedFileError
 from foveate.fingerprint import of_weights
-
-if TYPE_CHECKING:
-    from foveate.learned import LearnedCompressor
 
 FORMAT = 1
 FILE = "compressor.json"
@@ -70,7 +67,8 @@ def save(
     }
     folder = Path(path)
     tensors = None
-    if method.trainable and (net := cast("LearnedCompressor", method).net) is not None:
+    net = getattr(method, "net", None)
+    if net is not None:
         if about is None:
             raise SavedFileError(
                 f"{name} has weights, which fit one model only.\nSay which: save(..., model=model)."
@@ -143,7 +141,7 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
     method = catalog.make(name, **{key: _tuples(value) for key, value in fields.items()})
     if not method.trainable or identity.get("weights") is None:
         return method
-    learned = cast("LearnedCompressor", method)
+    learned: Any = method
     net = learned.build(wanted["hidden_size"])
     _read_weights(net, path / WEIGHTS)
     learned = dataclasses.replace(learned, net=net, trained_on=str(identity["weights"]))

@@ -15,8 +15,10 @@ import torch
 import foveate
 from foveate import card, catalog
 from foveate.compressor import Grid, VisualTokens, resolve_keep
+from foveate.evaluation import claims
 
 ROOT = Path(__file__).parents[1]
+CLAIMS = sorted(ROOT.glob("docs/claims/*.toml"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -82,8 +84,21 @@ def test_every_public_name_has_its_place_on_the_api_page() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
-    for path in ROOT.glob("docs/*.md"):
-        assert f" {path.name}\n" in text, f"{path.name} is in no menu"
+    for path in ROOT.glob("docs/**/*.md"):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        assert f" {name}\n" in text, f"{name} is in no menu"
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.stem)
+def test_a_page_of_claims_has_them_all_with_verdicts(path: Path) -> None:
+    """Made anew when its claims change: `python -m benchmarks.claims NAME --from-store`."""
+    page, text = claims.read(path), path.with_suffix(".md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    verdicts = {(row[0][2:], row[1]): row[-1] for row in rows if len(row) > 3}
+    for claim in (claim for part in page.parts for claim in part.claims):
+        assert verdicts[claim.source, claim.says].strip("|* ") in claims.WORDS
+    assert all(f"| {what} | {why} |" in text for what, why in page.left_out)
+    assert all(part.text.strip() in text for part in page.parts)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -134,6 +134,58 @@ def compare_models(
     return summary.comparison(found, data, title, data_name)
 
 
+def answers(
+    model: Any,
+    processor: Any,
+    data: Sequence[Dialogue],
+    groups: Sequence[Group],
+    out: Path,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 16,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Asking:
+    """Every answer of one model that is not stored yet, stored in `out` as it comes.
+
+    Args:
+        model, processor, data, batch_size, max_new_tokens, fresh, progress: as `compare` takes
+            them.
+        groups: the settings; those that cannot be served are marked.
+        out: folder of the stored answers.
+
+    Raises:
+        SavedFileError: `out` holds answers of another model, data or version.
+    """
+    path = out / ANSWERS
+    if fresh:
+        path.unlink(missing_ok=True)
+    facts = {
+        "foveate": fingerprints.code(),
+        "transformers": transformers.__version__,
+        "model": fingerprints.model(model),
+        "processor": fingerprints.processor(processor),
+        "data": fingerprint(data),
+        "max_new_tokens": max_new_tokens,
+    }
+    asking = Asking(
+        model,
+        processor,
+        data,
+        groups,
+        Store(path, facts),
+        batch_size,
+        max_new_tokens,
+        progress,
+    )
+    try:
+        asking.foresee()
+        asking.run()
+    finally:
+        asking.store.close()
+    return asking
+
+
 @dataclasses.dataclass
 class _Task:
     """What is asked of every model; see `compare`."""
@@ -186,32 +238,17 @@ class _Task:
                 f"{model.config.model_type!r} cannot go on from a cache with another turn, so "
                 f"nothing is chosen for later ones.\nLeave out turns={self.turns!r}."
             )
-        path = out / ANSWERS
-        if self.fresh:
-            path.unlink(missing_ok=True)
-        facts = {
-            "foveate": fingerprints.code(),
-            "transformers": transformers.__version__,
-            "model": fingerprints.model(model),
-            "processor": fingerprints.processor(processor),
-            "data": fingerprint(self.data),
-            "max_new_tokens": self.max_new_tokens,
-        }
-        asking = Asking(
+        asking = answers(
             model,
             processor,
             self.data,
             self.groups(),
-            Store(path, facts),
-            self.batch_size,
-            self.max_new_tokens,
-            self.progress,
+            out,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            fresh=self.fresh,
+            progress=self.progress,
         )
-        try:
-            asking.foresee()
-            asking.run()
-        finally:
-            asking.store.close()
         return self._costs(asking, name, batch)
 
     def _costs(self, asking: Asking, name: str, batch: int | None) -> summary.Measured:

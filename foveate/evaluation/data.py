@@ -83,6 +83,20 @@ def from_reference(count: int, split: str = "test") -> list[Dialogue]:
     ]
 
 
+def from_tiles(count: int, split: str = "test") -> list[Dialogue]:
+    """The larger scenes that a model of tiles takes, three questions each."""
+    from foveate import reference
+
+    return [
+        Dialogue(
+            name=f"{split}-tiles-{sample.seed}",
+            pictures=(sample.image,),
+            turns=tuple(Turn(text, (answer,), kind) for text, answer, kind in sample.turns),
+        )
+        for sample in reference.tiled_samples(split, count)
+    ]
+
+
 def from_jsonl(path: str | Path) -> list[Dialogue]:
     """One dialogue a line, all lines checked before anything runs.
 

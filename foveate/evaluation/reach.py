@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.adapters import adapter_for
 from foveate.attach.decision import Decision
-from foveate.compressor import Compressor, resolve_keep
+from foveate.compressor import Compressor, Stage, resolve_keep
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.evaluation.settings import Setting
 
@@ -38,6 +38,27 @@ def refusal(model: Any, setting: Setting, sizes: Iterable[int]) -> tuple[str, in
             least = _lowest(model, method, keep, n)
             lowest = least if lowest is None else max(lowest, least or 0)
     return (reason, lowest) if reason else None
+
+
+def in_last_layer(setting: Setting, n: int, total: int) -> int | None:
+    """Tokens of a picture of `n` that reach the last of `total` decoder layers.
+
+    Returns:
+        None where the budget cannot be met, or where only a run shows it.
+    """
+    method, keep = setting.resolved()
+    if keep is None or (isinstance(keep, float) and keep == 1.0):
+        return None if keep is None else n
+    *before, last = method.parts
+    try:
+        counts = method.budgets(n, resolve_keep(keep, n), total)
+        if last.stage != Stage.DECODER:
+            return counts[-1]
+        left = counts[len(before) - 1] if before else n
+        steps = last.steps(n if left is None else left, counts[-1], total)
+    except BudgetError:
+        return None
+    return max(steps, key=lambda step: step.layer).keep if steps else left
 
 
 def _try(model: Any, method: Compressor, keep: int | float | None, n: int) -> None:

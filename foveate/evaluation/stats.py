@@ -1,4 +1,4 @@
-"""How sure a difference is: the paired bootstrap over dialogues."""
+"""How sure a difference is: the paired bootstrap over dialogues, and the spread between models."""
 
 from __future__ import annotations
 
@@ -34,18 +34,25 @@ def difference(
         (difference, low, high): the percentile interval. Dialogues are resampled, not questions:
         the turns of one dialogue share a picture.
     """
-    count = len(gain)
     value = float(gain.sum() / asked.sum())
     if not gain.any():
         return value, value, value
-    rng = np.random.default_rng(seed)
+    found = _resampled(gain, asked, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
+
+
+def _resampled(
+    gain: Float[Array, " d"], asked: Float[Array, " d"], rng: np.random.Generator, resamples: int
+) -> Float[Array, " r"]:
+    """What the difference is of as many dialogues, drawn with replacement."""
+    count = len(gain)
     found = np.empty(resamples)
     step = max(1, 2_000_000 // count)  # bounds the memory of a block
     for start in range(0, resamples, step):
         chosen = rng.integers(count, size=(min(step, resamples - start), count))
         found[start : start + step] = gain[chosen].sum(1) / asked[chosen].sum(1)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
+    return found
 
 
 def between_models(
@@ -53,37 +60,46 @@ def between_models(
     asked: Float[Array, " d"],
     *,
     least: float = 0.0,
+    made_up: int = 0,
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> tuple[Interval, float]:
     """The same on several models that answered the same dialogues, and how sure its sign is.
 
-    Both are resampled: the models, so that a difference between trainings is not taken for one
-    between settings, and the dialogues. With one model only the dialogues are.
+    Dialogues are resampled as in `difference`, with the gain's mean over the models. To each
+    resample the doubt about the models is added: their standard error times a draw of Student's t
+    with one degree of freedom fewer than there are models. (To resample the models as well would
+    be too sure: where three models differ more than dialogues do, all three lie on one side of
+    nothing in one case of four, and every resample of them does then.) With one model only the
+    dialogues are drawn: what is sure is sure of that model.
 
     Args:
         gains: right answers of each model to each dialogue, fewer those of what it is compared
             with.
         asked: questions of each dialogue, at least one.
         least: the difference whose sign is asked for is `gains` less this.
+        made_up: dialogues of one question that are won, and as many that are lost, to draw from
+            beside the others. Few differences among few dialogues are not resampled into certainty
+            then: twenty dialogues without any would say that there never is one.
         seed, resamples, level: as `difference` takes them.
 
     Returns:
         The interval of the difference, and the two-sided p-value of its being `least`: twice the
-        smaller share of resamples on either side, at least 1 / resamples.
+        smaller share of draws on either side of it, `least` itself counted on both.
     """
-    models, count = gains.shape
+    models = len(gains)
     rng = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for index in range(resamples):
-        chosen = rng.integers(count, size=count)
-        which = rng.integers(models, size=models) if models > 1 else np.zeros(1, int)
-        found[index] = gains[which][:, chosen].sum() / (models * asked[chosen].sum())
+    added = np.repeat([1.0, -1.0], made_up)
+    together = np.concatenate([gains.mean(0), added])
+    found = _resampled(together, np.concatenate([asked, abs(added)]), rng, resamples)
+    if models > 1:
+        alone = gains.sum(1) / asked.sum()
+        found += alone.std(ddof=1) / models**0.5 * rng.standard_t(models - 1, resamples)
     value = float(gains.sum() / (models * asked.sum()))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    below, above = float((found <= least).mean()), float((found >= least).mean())
-    return (value, float(low), float(high)), max(1 / resamples, min(1.0, 2 * min(below, above)))
+    fewer = min(int((found <= least).sum()), int((found >= least).sum()))
+    return (value, float(low), float(high)), min(1.0, 2 * (fewer + 1) / (resamples + 1))
 
 
 def holm(values: Sequence[float]) -> list[float]:

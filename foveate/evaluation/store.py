@@ -31,6 +31,24 @@ class Store:
         partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
+    @classmethod
+    def existing(cls, path: Path) -> Store:
+        """What is stored in a file, whatever it was made under (`facts` says that), for reading.
+
+        Raises:
+            SavedFileError: there is no such file, or it is none of stored answers.
+        """
+        try:
+            with path.open(encoding="utf-8") as file:
+                facts = json.loads(file.readline())
+        except (OSError, json.JSONDecodeError) as error:
+            raise SavedFileError(
+                f"{path} is no file of stored answers.\nRun what makes them first."
+            ) from error
+        found = cls(path, facts)
+        found.close()
+        return found
+
     def _read(self) -> list[dict[str, Any]]:
         lines = []
         for text in self.path.read_text(encoding="utf-8").splitlines():

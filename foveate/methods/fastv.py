@@ -39,7 +39,8 @@ from foveate.mapping import Mapping
 
 _RELEASE = "pkunlp-icler/FastV at d165972"
 _METACOMPRESS = "arXiv 2603.21701: attention of the first layer, pruning before the second"
-_RELEVANCE = "arXiv 2506.01097: half"
+_RELEVANCE = "arXiv 2506.01097"
+_TH = {2: "nd", 4: "th"}
 
 
 def _cut(source: str, layer: int, percent: int) -> Preset:
@@ -69,12 +70,16 @@ class FastV(DecoderMethod):
         **{f"metacompress-{cut}": _cut(_METACOMPRESS, 1, cut) for cut in (50, 70, 90)},
         # At the "2nd" and "4th" layer: the FLOPs of its Table 9 (3.5 and 4.2 of 12.9 T for a
         # quarter of 1728 tokens, 28 layers) are those of one and three full layers.
-        "explainability-2": Preset(
-            f"{_RELEVANCE}, at the 2nd layer", {"layer": 1, "schedule": (0.5,)}
-        ),
-        "explainability-4": Preset(
-            f"{_RELEVANCE}, at the 4th layer", {"layer": 3, "schedule": (0.5,)}
-        ),
+        **{
+            f"explainability-{at}{name}": Preset(
+                f"{_RELEVANCE}: {share:.0%} kept, at the {at}{_TH[at]} layer",
+                {"layer": at - 1, "schedule": (share,)},
+            )
+            for at, name, share in (
+                *((2, "", 0.5), (2, "-25", 0.25), (2, "-10", 0.1)),
+                *((4, "", 0.5), (4, "-25", 0.25)),
+            )
+        },
     }
 
     def __post_init__(self) -> None:

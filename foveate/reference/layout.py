@@ -10,7 +10,7 @@ import numpy as np
 from foveate.reference import glyphs, words
 
 SIDE = 128
-MIN_THINGS, MAX_THINGS = 4, 9
+MIN_THINGS, MAX_THINGS = 4, 10
 # Radii leave a gap between the two sizes, so that "small" and "large" are never a matter of taste.
 _RADII = {"small": (8.0, 9.5), "large": (13.0, 16.0)}
 _TRIES = 60
@@ -119,7 +119,7 @@ def layout(
     Args:
         rng: the scene's random numbers.
         width, height: the canvas in pixels.
-        arrangement: how many objects, and where; `SCATTERED` asks for 4 to 9.
+        arrangement: how many objects, and where; `SCATTERED` asks for 4 to 10.
     """
     room = _Room(arrangement.places(rng, width, height))
     plates = _plates(rng, room)

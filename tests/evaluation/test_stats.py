@@ -27,7 +27,7 @@ def test_a_difference_that_models_do_not_share_is_not_sure() -> None:
     mixed[2] *= -1.5
     (_, low, _), sure = stats.between_models(shared, asked, resamples=2000)
     (value, wide, high), unsure = stats.between_models(mixed, asked, resamples=2000)
-    assert low > 0 and sure == 1 / 2000
+    assert low > 0 and sure == 2 / 2001
     assert value == pytest.approx(0.2 * (1 + 1 - 1.5) / 3)
     assert wide < 0 < high and unsure > 0.05
 
@@ -39,6 +39,25 @@ def test_the_sign_is_asked_against_what_was_claimed() -> None:
     _, near = stats.between_models(gains, asked, least=0.1, resamples=2000)
     _, far = stats.between_models(gains, asked, least=0.2, resamples=2000)
     assert zero < 0.01 and far < 0.01 and near > 0.2
+
+
+def test_a_spread_between_models_by_hand() -> None:
+    """Gains of 0.1 and 0.3 whatever the dialogue: 0.2 -+ 0.1 t, with t of one degree of freedom."""
+    gains = np.outer([0.1, 0.3], np.ones(50))
+    (value, low, high), p = stats.between_models(gains, np.ones(50), resamples=200_000)
+    assert value == pytest.approx(0.2)
+    assert (low, high) == pytest.approx((0.2 - 1.2706, 0.2 + 1.2706), rel=0.05)  # t = 12.706
+    assert p == pytest.approx(2 * (0.5 - np.arctan(2) / np.pi), abs=0.005)  # Cauchy's tail beyond 2
+
+
+def test_three_models_are_rarely_sure_of_what_is_not_there() -> None:
+    """Trainings that differ by chance alone: a bootstrap of them would find one in four."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        gains = rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 0.2, (3, 300))
+        found.append(stats.between_models(gains, np.ones(300), resamples=400)[1] < 0.05)
+    assert np.mean(found) < 0.08
 
 
 def test_holm_by_hand() -> None:

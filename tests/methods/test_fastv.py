@@ -111,14 +111,19 @@ def test_features_play_no_part() -> None:
         ("metacompress-70", 1, 173),  # 172.8
         ("metacompress-90", 1, 58),  # 57.6
         ("explainability-2", 1, 288),
+        ("explainability-2-25", 1, 144),
+        ("explainability-2-10", 1, 58),  # 57.6
         ("explainability-4", 3, 288),
+        ("explainability-4-25", 3, 144),
     ],
 )
 def test_presets(name: str, layer: int, count: int) -> None:
     assert preset_steps(FastV, name) == [(layer, count)]
 
 
-@pytest.mark.parametrize(("name", "tera"), [("explainability-2", 3.5), ("explainability-4", 4.2)])
+@pytest.mark.parametrize(
+    ("name", "tera"), [("explainability-2-25", 3.5), ("explainability-4-25", 4.2)]
+)
 def test_layers_of_the_explainability_paper_are_those_of_its_flops(name: str, tera: float) -> None:
     """Table 9, LLaVA-OneVision, a quarter kept: 4 n d^2 + 2 n^2 d + 3 n d m a layer (Eq. 4)."""
 
@@ -126,9 +131,9 @@ def test_layers_of_the_explainability_paper_are_those_of_its_flops(name: str, te
         d, m = 3584, 18944
         return 4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m
 
-    layer = FastV.presets[name].fields["layer"]
+    layer, (kept,) = (FastV.presets[name].fields[key] for key in ("layer", "schedule"))
     assert round(28 * flops(1728) / 1e12, 1) == 12.9
-    ran = layer * flops(1728) + (28 - layer) * flops(1728 / 4)
+    ran = layer * flops(1728) + (28 - layer) * flops(1728 * kept)
     assert round(ran / 1e12, 1) == tera
 
 

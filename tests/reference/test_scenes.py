@@ -155,7 +155,7 @@ def test_pixels_show_what_the_layout_says(scenes: list[Scene]) -> None:
 
 def test_no_object_hides_another(scenes: list[Scene]) -> None:
     for drawn in scenes:
-        assert 4 <= len(drawn.things) <= 9
+        assert 4 <= len(drawn.things) <= 10
         shown = set(np.unique(drawn.owners)) - {0}
         assert shown == set(range(1, 1 + len(drawn.things) + len(drawn.plates)))
 

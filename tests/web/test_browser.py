@@ -17,7 +17,7 @@ from foveate import reference
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 900}
 WAIT = 60_000  # milliseconds
-ASKED = ("what colour is the topmost thing ?", "what size is the orange thing ?")
+ASKED = ("what colour is the topmost thing ?", "what size is the purple thing ?")
 # Where to put the screenshot of the documentation; none is kept otherwise.
 SCREENSHOT = os.environ.get("FOVEATE_SCREENSHOT")
 

@@ -1,0 +1,174 @@
+"""A page of claims from nothing: asked, stored, judged and written, on two tiny models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import claims, cls_attention
+from foveate.evaluation import Dialogue, Setting, from_reference
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.reach import in_last_layer
+from tests.families import checkpoints
+from tests.families.models import FAMILIES
+
+PAGE = """
+title = "A paper"
+text = "Its text."
+[[left_out]]
+what = "this"
+why = "that"
+[prefill]
+title = "Times"
+text = "Of a prefill."
+paper = { pool = "2.28", fastv = "1.51" }
+faster = [["pool", "full"], ["pool", "fastv"]]
+[[parts]]
+title = "Scenes"
+data = "scenes"
+text = "Some."
+[[parts.claims]]
+source = "Table 1"
+says = "both stages are better"
+better = "polymorphic"
+worse = "polymorphic:stages=merge"
+keep = 0.5
+[[parts.claims]]
+source = "Table 2"
+says = "cannot be"
+better = "pool"
+worse = "fastv"
+keep = 0.05
+[[parts]]
+title = "Tiles"
+data = "tiles"
+text = "More."
+[[parts.claims]]
+source = "Table 3"
+says = "has no model"
+better = "pool"
+worse = "full"
+keep = 0.5
+[[parts]]
+title = "CLS"
+data = "attention"
+text = "Attention."
+[[parts.claims]]
+source = "Figure 1"
+says = "is concentrated"
+better = "layer -1"
+worse = "layer 0"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Claims, timings and two models that differ by their seed."""
+    out = tmp_path_factory.mktemp("claims")
+    (out / "paper.toml").write_text(PAGE)
+    row = {"kind": "prefill", "base_seconds": 1.0, "keep": 64}
+    times = [
+        {**row, "name": "pool", "median": 0.5, "low": 0.4, "high": 0.6},
+        {**row, "name": "fastv, 192 kept", "median": 0.8, "low": 0.7, "high": 0.9, "keep": 192},
+    ]
+    (out / "times.json").write_text(json.dumps({"setting": {"shape": "deep"}, "rows": times}))
+    for seed in (0, 1):
+        saved = checkpoints.save("llava", out / f"seed{seed}")
+        FAMILIES["llava"].build(seed=seed).save_pretrained(saved)
+    return out
+
+
+def questions(count: int) -> list[Dialogue]:
+    """Scenes whose questions are of no kind, so that untrained models' answers count."""
+    return [
+        dataclasses.replace(
+            each, turns=tuple(dataclasses.replace(turn, kind="") for turn in each.turns)
+        )
+        for each in from_reference(count)
+    ]
+
+
+def run(folder: Path, *more: str) -> Any:
+    given = ["--claims", str(folder), "--out", str(folder), "--store", str(folder / "store")]
+    given += ["--timing", str(folder / "times.json"), "--resamples", "200"]
+    return CliRunner().invoke(claims.app, ["paper", *given, *more])
+
+
+def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(claims.DIALOGUES, "scenes", questions)
+    asked = ["--all-seeds", str(folder), "--dialogues", "2"]
+    result = run(folder, *asked)
+    assert result.exit_code == 0, result.output
+    text = (folder / "paper.md").read_text()
+    assert "2 models: seed0 (llava" in text and "seed1 (llava" in text
+    assert "Student's t" in text and "One model" not in text
+    assert str(folder) not in text  # a page knows nobody's paths
+    words = [line.split("**")[1] for line in text.splitlines() if line.endswith("** |")]
+    assert words.count("out of reach") >= 3
+    assert "fastv at 5.0 %: not reachable, lowest" in text
+    assert "no model for large scenes in tiles" in text
+    assert "| pool is faster than full | **holds** |" in text
+    assert "| pool is faster than fastv | **out of reach** |" in text  # of unlike budgets
+    assert "| this | that |" in text
+    for what in ("cls-layers", "cls-scenes", "cls-curves"):
+        assert (folder / f"paper-{what}.png").stat().st_size > 1000
+        assert f"(paper-{what}.png)" in text
+    monkeypatch.setattr(Batch, "converse", None)  # nothing is asked again
+    (folder / "paper.md").unlink()
+    assert run(folder, "--from-store").exit_code == 0
+    assert (folder / "paper.md").read_text() == text
+    assert run(folder, *asked).exit_code == 0
+    assert (folder / "paper.md").read_text() == text
+
+
+def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path) -> None:
+    model = ["--model", str(folder / "seed0"), "--dialogues", "2"]
+    result = run(folder, *model, "--store", str(tmp_path))
+    assert result.exit_code == 2 and "carry no claim" in result.output
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "--from-store", "--store", str(tmp_path))
+    assert result.exit_code == 2 and "holds no run" in result.output
+    result = CliRunner().invoke(claims.app, ["nothing", "--claims", str(folder)])
+    assert result.exit_code == 2 and "paper" in result.output
+    result = run(folder, "--all-seeds", str(folder), "--model", "reference")
+    assert result.exit_code == 2 and "leave out" in result.output
+
+
+def test_concentration_by_hand() -> None:
+    even, one = torch.full((20,), 0.05), torch.eye(20)[0]
+    top, entropy = cls_attention.concentration(torch.stack([even, one]))
+    assert top.tolist() == pytest.approx([0.1, 1.0])  # 2 of 20 patches
+    assert entropy.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_evidence_of_attention_is_the_share_in_the_top_tenth() -> None:
+    (part,) = [
+        each
+        for each in claims.claims.read(claims.CLAIMS / "polymorphic.toml").parts
+        if each.data == "attention"
+    ]
+    found = {"a": {"top": [[0.1, 0.2, 0.7, 0.9], [0.3, 0.2, 0.5, 0.9]]}}
+    seen = claims.attention_evidence(part.claims[0], found)
+    assert not isinstance(seen, str)
+    assert np.asarray(seen.better - seen.worse) == pytest.approx(np.array([[0.6, 0.2]]))
+
+
+def test_what_reaches_the_last_layer() -> None:
+    """FastV before layer 2 of 32: 2 x 576 + 30 x m = 32 x 192, so m = 166; VisionZip cuts once."""
+    assert in_last_layer(Setting("fastv", 192), 576, 32) == 166
+    assert in_last_layer(Setting("visionzip", 192), 576, 32) == 192
+    assert in_last_layer(Setting("fastv", 0.1), 256, 4) is None
+    assert in_last_layer(Setting("fastv", 1.0), 256, 4) == 256
+    # Layers 1, 2, 3 of 4, and 170 enter: 170 + m1 + m2 + m3 = 4 x 85 with one share throughout.
+    assert in_last_layer(Setting("polymorphic", 85), 256, 4) == 27
