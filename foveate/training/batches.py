@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from foveate.adapters import adapter_for
 from foveate.attach import Encoded
 from foveate.training.features import Packed, join
 from foveate.training.losses import Distribution
@@ -66,9 +67,13 @@ class Lessons:
             torch.device(device),
         )
 
-    def encoded(self) -> Encoded:
-        """The pictures of all dialogues, as `foveate.attach` takes them."""
-        return join(self.packed, self.device)
+    def encoded(self, model: Any) -> Encoded:
+        """The pictures of all dialogues, as `foveate.attach` takes them.
+
+        Args:
+            model: whose projector finishes what is stored before it.
+        """
+        return join(self.packed, self.device, adapter_for(model).project)
 
     def answer_logits(self, model: Any, encoded: Encoded | None = None) -> Float[Tensor, "t v"]:
         """What the model says where answers are predicted, in one forward pass.
@@ -77,7 +82,7 @@ class Lessons:
             model: with or without a compressor on it.
             encoded: the pictures, if they were made already for `foveate.attach`.
         """
-        shared = self.encoded() if encoded is None else encoded
+        shared = self.encoded(model) if encoded is None else encoded
         inputs = {**self.inputs, **shared.inputs}
         # The head runs on the places of all rows together, which is little beside the sequence.
         wanted, index = torch.unique(self.cols, return_inverse=True)

@@ -1,16 +1,21 @@
 """A picture's features as tensors: to be stored, read again, and put into batches with others.
 
-`foveate.attach.encode` runs the vision side of one prompt. `pack` takes apart what came of it,
-`unpack` puts it together, and `join` makes one `Encoded` of several prompts, as if they had been
-encoded in one call.
+`foveate.attach.encode` runs the vision side of one prompt. `pack` takes apart what came of it, and
+`join` makes one `Encoded` of several prompts, as if they had been encoded in one call.
+
+Where the projector makes more numbers than it reads (four times as many in LLaVA-1.5), what it
+reads is stored, and projected again in `join`: one small matrix product before a whole language
+model. Only where that gives the same up to rounding, which is tried while packing: the order in
+which a sum is taken depends on how the rows lie in memory, as it does on what is in a batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +33,7 @@ _PIXELS = ("pixel", "image_patches")
 _READ = ("cls", "attention", "keys", "wide_attention", "wide_keys")  # per tower token or tile
 _LAYOUT = ("visual", "rows", "patches", "tile", "weights")
 MODALITIES = ("image", "video")
+_ROUNDING = 16  # units in the last place of the largest entry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,12 +54,17 @@ class Packed:
         return sum(each.nbytes for each in self.tensors.values())
 
 
-def pack(encoded: Encoded, *, rows: bool = False) -> Packed:
+Project = Callable[[Tensor], Tensor]  # (n, r, c) encoder rows of n slots -> (n, d) tokens
+
+
+def pack(encoded: Encoded, *, rows: bool = False, project: Project | None = None) -> Packed:
     """What `foveate.attach.encode` gave for one prompt, as tensors on the host.
 
     Args:
         encoded: of a batch of one.
-        rows: whether the projector's input is kept too, for methods that look at it.
+        rows: whether the projector's input is kept in any case, for methods that look at it.
+        project: the adapter's `project`, to store the projector's input where that is smaller;
+            None to store its output.
     """
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"features": {}, "captures": {}, "lists": {}}
@@ -73,26 +84,34 @@ def pack(encoded: Encoded, *, rows: bool = False) -> Packed:
             else [_put(tensors, f"{modality}.deep.{i}", each) for i, each in enumerate(deep)],
         }
     for capture in encoded.captures:
-        facts["captures"][capture.modality] = _pack_capture(tensors, capture, rows)
+        before = project is not None and _before(tensors, facts, capture, project)
+        facts["captures"][capture.modality] = _pack_capture(tensors, capture, rows or before)
+        facts["captures"][capture.modality]["read"] = rows
     # Copies: parts of one tensor would be stored as the whole of it.
     tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
     return Packed(tensors, json.loads(json.dumps(facts)))
 
 
-def unpack(packed: Packed) -> Encoded:
-    """The same as `pack` was given, without the text."""
-    return join([packed])
-
-
-def join(parts: Sequence[Packed], device: torch.device | str | None = None) -> Encoded:
+def join(
+    parts: Sequence[Packed],
+    device: torch.device | str | None = None,
+    project: Project | None = None,
+) -> Encoded:
     """The features of several prompts in their order, as of one batch.
 
     Args:
         parts: of each prompt.
         device: where to put them.
+        project: as `pack` was given it.
     """
     moved = [
-        Packed({k: v.to(device) for k, v in p.tensors.items()} if device else p.tensors, p.facts)
+        _projected(
+            Packed(
+                {k: v.to(device) for k, v in p.tensors.items()} if device else dict(p.tensors),
+                p.facts,
+            ),
+            project,
+        )
         for p in parts
     ]
     inputs: dict[str, Any] = {}
@@ -139,6 +158,69 @@ def _join(shown: Sequence[Packed], name: str, facts: Sequence[Any], key: Any) ->
     return [
         p.tensors[f"{name}.{i}"] for p, f in zip(shown, facts, strict=True) for i in range(f[key])
     ]
+
+
+# ---------------------------------------------------------------- before the projector
+
+
+def _before(
+    tensors: dict[str, Tensor], facts: dict[str, Any], capture: Capture, project: Project
+) -> bool:
+    """Replace tokens by what the projector made them of, if that is smaller and gives the same."""
+    modality, rows, layouts = capture.modality, capture.rows, capture.layouts
+    known = facts["features"].get(modality)
+    assert rows is not None
+    if known is None or known["deep"] is not None or any(x.rows is None for x in layouts):
+        return False
+    names = _names(modality, known["pooled"])
+    flat = torch.cat([tensors[name].flatten(0, -2) for name in names])
+    visual = torch.cat([layout.visual for layout in layouts]).to(flat.device)
+    if len(visual) != len(flat) or rows.nbytes >= int(visual.sum()) * flat[0].nbytes:
+        return False
+    off = (_project(rows, layouts, project) - flat[visual]).abs().max()
+    if not off <= _ROUNDING * torch.finfo(flat.dtype).eps * flat.abs().max():
+        return False
+    known["shapes"] = [list(tensors.pop(name).shape) for name in names]
+    tensors[f"{modality}.specials"] = flat[~visual]
+    return True
+
+
+def _project(rows: Tensor, layouts: Sequence[Layout], project: Project) -> Tensor:
+    # All pictures in one call, as the model does it: another grouping may round in another way.
+    index = torch.cat([layout.rows for layout in layouts if layout.rows is not None])
+    return project(rows[index.to(rows.device)])
+
+
+@torch.no_grad()
+def _projected(packed: Packed, project: Project | None) -> Packed:
+    """The same with its tokens, where they are stored as what the projector reads."""
+    for modality, facts in packed.facts["features"].items():
+        if "shapes" not in facts:
+            continue
+        assert project is not None, "these features lie before the projector"
+        tensors, start = packed.tensors, f"{modality}.capture"
+        none = {"rows": 0, "patches": 0, "tile": 0}
+        layouts = [
+            _layout(tensors, f"{start}.{i}", each, none)
+            for i, each in enumerate(packed.facts["captures"][modality]["layouts"])
+        ]
+        tokens = _project(tensors[f"{start}.rows"], layouts, project)
+        visual = torch.cat([layout.visual for layout in layouts]).to(tokens.device)
+        flat = tokens.new_empty(len(visual), tokens.shape[-1])
+        flat[visual], flat[~visual] = tokens, tensors[f"{modality}.specials"]
+        shapes = facts["shapes"]
+        sizes = [math.prod(shape[:-1]) for shape in shapes]
+        names = _names(modality, facts["pooled"])
+        for name, part, shape in zip(names, flat.split(sizes), shapes, strict=True):
+            tensors[name] = part.reshape(shape)
+        if not packed.facts["captures"][modality]["read"]:
+            del tensors[f"{start}.rows"]
+    return packed
+
+
+def _names(modality: str, count: int | None) -> list[str]:
+    start = f"{modality}.pooled"
+    return [start] if count is None else [f"{start}.{i}" for i in range(count)]
 
 
 # ---------------------------------------------------------------- captures

@@ -85,7 +85,7 @@ def optimise(
     model = teacher.model
     with frozen(model):
         lessons = collate([teacher.lesson(each) for each in dialogues]).to(model.device)
-        encoded = lessons.encoded()
+        encoded = lessons.encoded(model)
 
         def said(
             mappings: Sequence[Sequence[Mapping]] | None,
@@ -256,7 +256,7 @@ def looked(
     for dialogue, optimal in zip(dialogues, found, strict=True):
         lesson = teacher.lesson(dialogue)
         prompt = collate([_first_prompt(lesson)]).to(teacher.model.device)
-        look, encoded = _Look(), prompt.encoded()
+        look, encoded = _Look(), prompt.encoded(teacher.model)
         with frozen(teacher.model), attach(teacher.model, look, encoded=encoded, _force=True):
             prompt.answer_logits(teacher.model, encoded)
         for mapping, (tower, asked) in zip(optimal.mappings, look.seen, strict=True):

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate import ops
+from foveate.adapters import adapter_for
 from foveate.learned import LearnedCompressor
 from foveate.methods.metacompress import MetaCompress
 from foveate.training.features import Packed, join
@@ -58,7 +59,7 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
 
     def start(method: Any, model: Any, pictures: Sequence[Packed]) -> LearnedCompressor:
         found: LearnedCompressor = method.initialised(model)
-        tokens = torch.cat([_seen(method, each) for each in pictures])
+        tokens = torch.cat([_seen(method, model, each) for each in pictures])
         directions = principal_directions(tokens, method.dim, sharpness=sharpness, whiten=whiten)
         net: Any = found.net
         with torch.no_grad():
@@ -70,12 +71,13 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
     return start
 
 
-def _seen(method: MetaCompress, packed: Packed) -> Float[Tensor, "n d"]:
+def _seen(method: MetaCompress, model: Any, packed: Packed) -> Float[Tensor, "n d"]:
     """The tokens of all pictures of a prompt as the method sees them, positions added."""
     parts = []
-    for out in join([packed]).inputs["mm_encoder_outputs"].values():
+    encoded = join([packed], project=adapter_for(model).project)
+    for out in encoded.inputs["mm_encoder_outputs"].values():
         pooled = out.pooler_output
         for each in pooled if isinstance(pooled, list) else [pooled.flatten(0, -2)]:
-            x = each.float()
+            x = each.float().cpu()
             parts.append(x + method.position_scale * ops.sine_positions(*x.shape))
     return torch.cat(parts)

@@ -101,7 +101,7 @@ class Student(nn.Module):
     @contextlib.contextmanager
     def attached(self, lessons: Lessons, keep: int | float) -> Iterator[None]:
         """The compressor on the model for these dialogues, until their backward pass is over."""
-        self._encoded = lessons.encoded()
+        self._encoded = lessons.encoded(self.model)
         try:
             with attach(
                 self.model, self.method, keep=keep, encoded=self._encoded, **self.options

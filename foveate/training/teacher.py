@@ -5,11 +5,11 @@ step. Nothing but the last changes while a compressor is trained. So the picture
 answers and the distribution of each of their tokens are stored, and an epoch costs one compressed
 forward and backward pass for each dialogue.
 
-Features are those that the language model gets (after the projector), once for all dialogues about
-a picture. Of a distribution the 256 likeliest tokens are kept and the rest's mass: of a vocabulary
-of 32,000 tokens a sixtieth of whole logits, of larger ones less, and what the divergence falls
-short of lies within the rest only (`losses.prediction`). A vocabulary of up to 256 tokens is kept
-whole.
+Features are stored once for all dialogues about a picture, before or behind the projector, where
+there are fewer numbers (`features.py`). Of a distribution the 256 likeliest tokens are kept and
+the rest's mass: of a vocabulary of 32,000 tokens a sixtieth of whole logits, of larger ones less,
+and what the divergence falls short of lies within the rest only (`losses.prediction`). A
+vocabulary of up to 256 tokens is kept whole.
 
 Every entry's name is a hash of all that it depends on: weights, dtype, processor, pictures' bytes,
 questions, answers, settings. So a folder may serve several runs, and a run goes on where one was
@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from foveate.adapters import adapter_for
 from foveate.attach import encode
 from foveate.compressor import Reads
 from foveate.errors import InputError, SavedFileError, StageNotAvailable
@@ -142,6 +143,7 @@ class Teacher:
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
         }
+        self._project = adapter_for(model).project
         self._hashes: dict[Any, tuple[Any, str]] = {}
 
     # ------------------------------------------------------------------ names
@@ -265,7 +267,8 @@ class Teacher:
             inputs = first_inputs(self.model, self.processor, dialogue, shown)
             file = self.picture_file(dialogue)
             if not _whole(file):
-                packed = pack(encode(self.model, inputs, self.reads), rows=self.rows)
+                shared = encode(self.model, inputs, self.reads)
+                packed = pack(shared, rows=self.rows, project=self._project)
                 _write(file, packed.tensors, {"facts": json.dumps(packed.facts)})
             text = transcript(self.model, self.processor, dialogue, answers, inputs)
             lessons.append(Lesson(text, None, _features(file)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate
+from foveate.adapters import adapter_for
 from foveate.attach import encode
 from foveate.compressor import Reads
 from foveate.training.features import Packed, join, pack
@@ -19,13 +20,21 @@ pytestmark = needs_features
 READS = frozenset({Reads.ATTENTION, Reads.KEYS, Reads.CLS})
 
 
-def check(case: Case) -> None:
+def check(case: Case, before: bool = False) -> None:
     model, batch = case.model(), case.batch()
+    project = adapter_for(model).project if before else None
     parts: list[Packed] = []
     for row in batch.rows:
         if row.pictures:
-            parts.append(pack(encode(model, case.alone(row)), rows=True))
-    shared = join(parts)
+            encoded = encode(model, case.alone(row))
+            parts.append(pack(encoded, rows=not before, project=project))
+    if before and case.name in SMALLER:
+        modality = "video" if case.videos else "image"
+        assert all(f"{modality}.specials" in p.tensors for p in parts)
+        assert not any(name.startswith(f"{modality}.pooled") for p in parts for name in p.tensors)
+    shared = join(parts, project=project)
+    again = join(parts, project=project)  # reading changes nothing of what is stored
+    assert shared.inputs.keys() == again.inputs.keys()
     inputs = {k: v for k, v in batch.inputs.items() if not k.startswith("pixel")}
     inputs |= shared.inputs
     for k, v in shared.inputs.items():
@@ -41,16 +50,41 @@ def check(case: Case) -> None:
     assert len(run.items) == sum(len(row.pictures) for row in batch.rows)
 
 
+# Towers narrower than the language model, and one row of the tower for each token.
+SMALLER = {"llava", "llava_gqa", "llava_next", "paligemma", "video_llava"}
+
+
+@pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_images(name: str) -> None:
-    check(Case(name, images=(2, 1)))
+def test_images(name: str, before: bool) -> None:
+    check(Case(name, images=(2, 1)), before)
 
 
 @pytest.mark.parametrize("name", VIDEO_FAMILIES)
 @torch.no_grad()
 def test_videos(name: str) -> None:
     check(Case(name, images=(0, 0), videos=(1, 1)))
+    check(Case(name, images=(0, 0), videos=(1, 1)), before=True)
+
+
+@torch.no_grad()
+def test_what_is_stored_before_the_projector_gives_the_same() -> None:
+    case = Case("llava_next", images=(2, 1))
+    model, row = case.model(), case.batch().rows[0]
+    encoded, project = encode(model, case.alone(row)), adapter_for(model).project
+    behind, before = pack(encoded), pack(encoded, project=project)
+    assert before.nbytes < 0.8 * behind.nbytes
+    a, b = join([behind]), join([before], project=project)
+    for one, other in zip(
+        a.inputs["mm_encoder_outputs"]["image"].pooler_output,
+        b.inputs["mm_encoder_outputs"]["image"].pooler_output,
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+    # What is not the model's own projection is not relied on.
+    off = pack(encoded, project=lambda rows: project(rows) * (1 + 1e-12))
+    assert off.tensors.keys() == behind.tensors.keys()
 
 
 @torch.no_grad()

@@ -42,10 +42,9 @@ def test_one_step_is_that_of_algorithm_2(teacher: Teacher) -> None:
     # log P is P_raw up to a constant of each row, which softmax takes off again.
     raw = start.log().requires_grad_()
     matrix = raw.softmax(-1)
-    batch = collate([teacher.lesson(one)])
-    shared = batch.encoded()
+    model, batch = teacher.model, collate([teacher.lesson(one)])
+    shared = batch.encoded(model)
     given = [[Mapping.dense(matrix)]]
-    model = teacher.model
     with foveate.attach(model, TopNorm(), keep=12, encoded=shared, _recorded=given):
         logits = batch.answer_logits(model, shared)
     assert batch.full is not None
@@ -83,7 +82,7 @@ def test_what_is_kept_beside_the_attention(teacher: Teacher, tmp_path: Path) -> 
         assert float(each.prompt.sum()) < 1  # the text looks at itself as well
     # The same numbers that a method reading the tower's attention is given.
     lesson = teacher.lesson(scenes()[0])
-    layout = collate([lesson]).encoded().captures[0]
+    layout = collate([lesson]).encoded(teacher.model).captures[0]
     assert layout.attention is not None
     torch.testing.assert_close(places[0].tower, layout.layouts[0].pool(layout.attention))
     assert optimal.plot(places, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"

@@ -107,7 +107,7 @@ def test_compressed_logits_from_the_cache_are_those_from_pixels(
     teacher.fill(scenes)
     assert teacher.said(scenes[0]) == [turn.answers[0] for turn in scenes[0].turns]
     batch = collate([teacher.lesson(each) for each in scenes])
-    shared = batch.encoded()
+    shared = batch.encoded(model)
     with foveate.attach(model, TopNorm(), keep=20, encoded=shared):
         found = batch.rows_of(batch.answer_logits(model, shared))
     for each, own in zip(scenes, found, strict=True):
@@ -221,7 +221,7 @@ def test_every_family_of_processors(family: str, template: bool, tmp_path: Path)
     dialogues = drawn(3)
     teacher.fill(dialogues, batch_size=2)
     batch = collate([teacher.lesson(each) for each in dialogues])
-    shared = batch.encoded()
+    shared = batch.encoded(model)
     with foveate.attach(model, TopNorm(), keep=2, encoded=shared) as run:
         found = batch.rows_of(batch.answer_logits(model, shared))
     assert [item.row for item in run.items] == [0, 1, 2, 3, 3]
