@@ -37,8 +37,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
-from foveate.evaluation.reach import placed, refusal
+from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import Setting
 from foveate.evaluation.timing import Ratio, alternate, seconds
 from foveate.mapping import Mapping

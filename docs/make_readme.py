@@ -31,6 +31,7 @@ ORDER = (
     "card.py",
     "attach/",
     "saving.py",
+    "relevance.py",
     "pictures.py",
     "prompting.py",
     "chat.py",

@@ -95,11 +95,24 @@ class LayerAttention:
 
     def _visible(self, which: Int[Tensor, " r"]) -> Bool[Tensor, "..."]:
         """What tokens `which` may look at: broadcastable to (h, r, p)."""
-        if self.mask is not None and self.mask.ndim == 3:
-            return visible_keys(self.mask[:, which])
-        keys = torch.arange(self.k.shape[1], device=self.q.device)
-        causal = keys <= (which + self.offset)[:, None]
-        return causal if self.mask is None else causal & self.mask.bool()
+        return visible(self.mask, which, self.k.shape[1], self.offset)
+
+
+def visible(
+    mask: Tensor | None, which: Int[Tensor, " r"], keys: int, offset: int = 0
+) -> Bool[Tensor, "..."]:
+    """What queries `which` of one sequence may look at: broadcastable to (h, r, keys).
+
+    Args:
+        mask: as `LayerAttention.mask`.
+        which: the queries.
+        keys: how many there are.
+        offset: the key of query 0.
+    """
+    if mask is not None and mask.ndim == 3:
+        return visible_keys(mask[:, which])
+    causal = torch.arange(keys, device=which.device) <= (which + offset)[:, None]
+    return causal if mask is None else causal & mask.bool()
 
 
 def visible_keys(mask: Tensor) -> Bool[Tensor, "..."]:

@@ -35,6 +35,7 @@ BUILT_IN: dict[str, str] = {
     "prumerge+": "foveate.methods.prumerge_plus:PruMergePlus",
     "pyramiddrop": "foveate.methods.pyramiddrop:PyramidDrop",
     "random": "foveate.methods.random:Random",
+    "relevance": "foveate.methods.relevance:Relevance",
     "resize": "foveate.methods.resize:Resize",
     "sparsevlm": "foveate.methods.sparsevlm:SparseVLM",
     "tome": "foveate.methods.tome:ToMe",

@@ -11,7 +11,7 @@ one share a tint and an outline, with a dot on the slot where the merged token l
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ SIDE = 512  # pixels of a panel's longer side
 _GAP, _BAR = 8, 28
 _FADED, _TINT = 0.2, 0.35
 _PAPER, _INK, _LINE = (255, 255, 255), (33, 37, 41), (255, 255, 255)
+_HOT, _VEIL = (220, 30, 30), 0.8
 _PANELS_A_ROW = 4
 # Successive hues this far apart stay distinct for any number of groups.
 _GOLDEN = 0.618034
@@ -60,24 +61,50 @@ def draw(
     anchors = mapping.anchors.cpu().numpy()
     anchored = np.zeros(item.n, bool)
     anchored[anchors] = True
-    panels, start = [], 0
-    for grid in item.grids:
-        for number, frame in enumerate(_frames(frames, grid)):
-            first = start + number * grid.height * grid.width
-            cells = slice(first, first + grid.height * grid.width)
-            shape = grid.height, grid.width
-            panels.append(
-                _panel(
-                    _cut(frame, grid, side),
-                    owner[cells].reshape(shape),
-                    anchored[cells].reshape(shape),
-                    # At least one entry: everything may have been withdrawn.
-                    np.bincount(owner[owner >= 0], minlength=max(1, mapping.m)),
-                )
-            )
-        start += grid.size
+    # At least one entry: everything may have been withdrawn.
+    sizes = np.bincount(owner[owner >= 0], minlength=max(1, mapping.m))
+    panels = [
+        _panel(shown, owner[cells].reshape(shape), anchored[cells].reshape(shape), sizes)
+        for shown, cells, shape in _rasters(frames, item.grids, side)
+    ]
     text = f"{item.n} -> {mapping.m} tokens" if title is None else title
     return sheet(panels, [text] if text else [], columns=_PANELS_A_ROW)
+
+
+def heat(
+    picture: Image.Image | Sequence[Image.Image],
+    grids: Sequence[Grid],
+    values: Sequence[float],
+    *,
+    title: str = "",
+    side: int = SIDE,
+) -> Image.Image:
+    """A value of each slot laid over one image or video, such as relevance or attention.
+
+    Args:
+        picture: as `draw` takes it.
+        grids: the rasters that the slots form (`run.items[0].grids`).
+        values: of the n slots; from the least that is above zero to the largest they go from clear
+            to red. At and below zero nothing is laid over.
+        title: text above it.
+        side: as `draw` takes it.
+
+    Raises:
+        InputError: there are not as many values as slots, or fewer frames than the model saw.
+    """
+    shares = np.asarray(values, np.float32).clip(min=0)
+    if shares.shape != (sum(grid.size for grid in grids),):
+        raise InputError(
+            f"Expected a value for each of the {sum(grid.size for grid in grids)} slots; got "
+            f"{shares.size}."
+        )
+    shares = shares / max(float(shares.max()), np.finfo(np.float32).tiny)
+    frames = [picture] if isinstance(picture, Image.Image) else list(picture)
+    panels = [
+        _heated(shown, shares[cells].reshape(shape))
+        for shown, cells, shape in _rasters(frames, grids, side)
+    ]
+    return sheet(panels, [title] if title else [], columns=_PANELS_A_ROW)
 
 
 def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
@@ -143,6 +170,18 @@ def sheet(
     return whole
 
 
+def _rasters(
+    frames: Sequence[Image.Image], grids: Sequence[Grid], side: int
+) -> Iterator[tuple[Image.Image, slice, tuple[int, int]]]:
+    """What each raster of each step in time shows, its slots, and its height and width."""
+    first = 0
+    for grid in grids:
+        for frame in _frames(frames, grid):
+            cells = slice(first, first + grid.height * grid.width)
+            yield _cut(frame, grid, side), cells, (grid.height, grid.width)
+            first = cells.stop
+
+
 def _frames(frames: Sequence[Image.Image], grid: Grid) -> list[Image.Image]:
     """The frame behind each step in time of a raster: models may fuse or skip frames."""
     if grid.frames == 1:
@@ -167,6 +206,21 @@ def _cut(frame: Image.Image, grid: Grid, side: int) -> Image.Image:
     return frame.convert("RGB").resize(size, Image.Resampling.BICUBIC, box=box)
 
 
+def _cells(picture: Image.Image, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column of the raster that each pixel row and column lies in."""
+    y, x = np.arange(picture.height), np.arange(picture.width)
+    return (y * height // picture.height)[:, None], (x * width // picture.width)[None]
+
+
+def _heated(picture: Image.Image, shares: np.ndarray) -> Image.Image:
+    """One raster under its values float[h, w] from 0 to 1."""
+    here = shares[_cells(picture, *shares.shape)][..., None]
+    pixels = np.asarray(picture, np.float32)
+    grey = pixels.mean(-1, keepdims=True)
+    shown = (1 - _VEIL * here) * ((pixels + grey) / 2) + _VEIL * here * np.array(_HOT, np.float32)
+    return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
+
+
 def _panel(
     picture: Image.Image, owner: np.ndarray, anchored: np.ndarray, sizes: np.ndarray
 ) -> Image.Image:
@@ -179,9 +233,7 @@ def _panel(
         sizes: int[m] slots of each row, over all rasters.
     """
     height, width = owner.shape
-    y, x = np.arange(picture.height), np.arange(picture.width)
-    row_of, column_of = y * height // picture.height, x * width // picture.width
-    here = owner[row_of[:, None], column_of[None]]
+    here = owner[_cells(picture, height, width)]
     pixels = np.asarray(picture, np.float32)
     merged = (here >= 0) & (sizes[here.clip(0)] > 1)
     tints = np.array([_colour(row) for row in range(len(sizes))], np.float32).reshape(-1, 3)

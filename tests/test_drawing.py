@@ -119,3 +119,25 @@ def test_without_the_margin() -> None:
     drawn = drawing.bare(drawing.draw(picture, item(Mapping.identity(2), Grid(1, 1, 2)), title=""))
     assert drawn.size == drawing.enlarged(picture).size == (512, 256)
     assert drawing.enlarged(Image.new("RGB", (1, 4000))).size == (1, 512)
+
+
+def test_values_go_from_the_picture_to_red() -> None:
+    picture = Image.new("RGB", (40, 40), (60, 120, 180))  # half way to its grey: 90, 120, 150
+    out = drawing.heat(picture, (Grid(1, 2, 2),), [-1.0, 0.0, 2.0, 4.0], side=128)
+    found = cells(out, 2, 2)
+    assert (found[0] == (90, 120, 150)).all()
+    # The largest is 0.8 red: 0.2 * 90 + 0.8 * 220; half of it 0.4.
+    assert (found[1, 1] == (194, 48, 54)).all()
+    assert (found[1, 0] == (142, 84, 102)).all()
+    nothing = cells(drawing.heat(picture, (Grid(1, 2, 2),), [0.0] * 4, side=128), 2, 2)
+    assert (nothing == (90, 120, 150)).all()
+    with pytest.raises(InputError, match="each of the 4 slots; got 3"):
+        drawing.heat(picture, (Grid(1, 2, 2),), [1.0] * 3)
+
+
+def test_values_of_several_rasters_and_frames() -> None:
+    grids = (Grid(2, 1, 1), Grid(1, 1, 2))
+    frames = [Image.new("RGB", (40, 40)), Image.new("RGB", (40, 40))]
+    out = np.asarray(drawing.heat(frames, grids, [0.0, 1.0, 0.0, 0.0], side=64))
+    red = [int((out[20, x] == (176, 24, 24)).all()) for x in (40, 112, 184, 210)]
+    assert red == [0, 1, 0, 0]  # the second frame; then both halves of the last raster

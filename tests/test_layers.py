@@ -29,6 +29,7 @@ LAYERS = (
     "card",
     "attach",
     "fitting",
+    "relevance",
     "reference",
     "pictures",
     "prompting",

@@ -143,6 +143,7 @@ class Adapter(abc.ABC):
         language_path: where the inner language model is.
         decoder_attention_path, decoder_norm_path: where a decoder layer's self-attention is, and
             the norm in front of it.
+        decoder_output_path: the output projection of a decoder layer's self-attention, in it.
         has_cls: whether the tower puts a CLS token first.
         resizable: whether the tower takes smaller pictures, by `interpolate_pos_encoding` or
             through `shrink_native`.
@@ -162,6 +163,7 @@ class Adapter(abc.ABC):
     language_path: ClassVar[str] = "language_model"
     decoder_attention_path: ClassVar[str] = "self_attn"
     decoder_norm_path: ClassVar[str] = "input_layernorm"
+    decoder_output_path: ClassVar[str] = "o_proj"
     has_cls: bool = False
     resizable: ClassVar[bool] = False
     later_turns: ClassVar[bool] = True
@@ -193,6 +195,10 @@ class Adapter(abc.ABC):
         """The norm in front of a decoder layer's self-attention."""
         found: nn.Module = self.decoder_layers[layer].get_submodule(self.decoder_norm_path)
         return found
+
+    def decoder_output(self, layer: int) -> nn.Module:
+        """The output projection of a decoder layer's self-attention."""
+        return self.decoder_attention(layer).get_submodule(self.decoder_output_path)
 
     def rotations(self, layer: int, hidden: Tensor, ids: Tensor) -> Any:
         """Cos and sin that a decoder layer applies to tokens at these position ids.

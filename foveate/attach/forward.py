@@ -50,7 +50,7 @@ class Item:
     @property
     def entering(self) -> int:
         """Visual tokens that enter decoder layer 0."""
-        return next((p.m for layer, p in self.steps if layer is None), self.n)
+        return next((p.m for layer, p in reversed(self.steps) if not layer), self.n)
 
     def at(self, layer: int) -> Mapping:
         """P from the n slots to the tokens that a decoder layer runs on."""

@@ -167,6 +167,7 @@ class LayerHook:
         peek(
             adapter.decoder_attention(self.layer),
             note,
+            adapter.decoder_output(self.layer),
             hidden_states=adapter.decoder_norm(self.layer)(hidden),
             **rest,
         )

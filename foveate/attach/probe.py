@@ -26,25 +26,31 @@ Reader = Callable[..., Tensor | None]
 the attention logits, broadcastable to (b, 1, 1, n)."""
 
 
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Any]
+"""The module's own attention: (q, k, v, mask) -> (output (b, n, h, d), weights or None)."""
+
+Server = Callable[[Kernel, Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], Any]
+"""(kernel, q, k, v, mask, interface kwargs) -> what the kernel would give."""
+
+
 @contextlib.contextmanager
-def probed(readers: dict[nn.Module, Reader], attend: bool = True) -> Iterator[None]:
-    """Let `readers` see the q and k of their attention modules while the context lasts.
+def served(servers: dict[nn.Module, Server]) -> Iterator[None]:
+    """Let `servers` stand between their attention modules and their kernels.
 
     Args:
-        readers: module -> what gets its queries and keys.
-        attend: whether attention is then computed; if not, zeros take its place.
+        servers: module -> what computes its attention, by the module's own kernel or otherwise.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     saved: list[tuple[nn.Module, Any]] = []
     names: set[str] = set()
     try:
-        for module, reader in readers.items():
+        for module, server in servers.items():
             config: Any = module.config
             implementation = config._attn_implementation or "eager"
             # A kernel's own name stays inside ours: towers ask for "flash" by substring.
-            name = f"{implementation}|foveate-{id(reader)}"
-            ALL_ATTENTION_FUNCTIONS[name] = _interface(reader, config, implementation, attend)
+            name = f"{implementation}|foveate-{id(server)}"
+            ALL_ATTENTION_FUNCTIONS[name] = _interface(server, config, implementation)
             names.add(name)
             saved.append((module, config))
             mine = copy.copy(config)
@@ -58,16 +64,39 @@ def probed(readers: dict[nn.Module, Reader], attend: bool = True) -> Iterator[No
             del ALL_ATTENTION_FUNCTIONS[name]
 
 
+@contextlib.contextmanager
+def probed(readers: dict[nn.Module, Reader], attend: bool = True) -> Iterator[None]:
+    """Let `readers` see the q and k of their attention modules while the context lasts.
+
+    Args:
+        readers: module -> what gets its queries and keys.
+        attend: whether attention is then computed; if not, zeros take its place.
+    """
+    with served({module: _reading(reader, attend) for module, reader in readers.items()}):
+        yield
+
+
 def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     """The factor on the logits of an attention call."""
     scaling = kwargs.get("scaling")
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def peek(module: nn.Module, reader: Reader, *args: Any, **kwargs: Any) -> None:
-    """Call an attention module up to its queries and keys, which `reader` gets; no attention."""
-    with probed({module: reader}, attend=False):
-        module(*args, **kwargs)
+def peek(module: nn.Module, reader: Reader, output: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Call an attention module up to its queries and keys, which `reader` gets; no attention.
+
+    Args:
+        module: the attention module.
+        reader: what gets its queries and keys.
+        output: its output projection, which is given nothing to project.
+        args, kwargs: of the module.
+    """
+    nothing = output.register_forward_pre_hook(lambda _, given: (given[0][:, :0],))
+    try:
+        with probed({module: reader}, attend=False):
+            module(*args, **kwargs)
+    finally:
+        nothing.remove()
 
 
 def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -> None:
@@ -84,9 +113,25 @@ def chain(readers: dict[nn.Module, Reader], module: nn.Module, reader: Reader) -
     readers[module] = both
 
 
-def _interface(
-    reader: Reader, config: Any, implementation: str, attend: bool
-) -> Callable[..., Any]:
+def _reading(reader: Reader, attend: bool) -> Server:
+    """A server that shows q and k to a reader and leaves the rest to the kernel."""
+
+    def serve(
+        kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Any:
+        bias = reader(q, k, mask, kwargs)
+        if not attend:
+            heads_last = q.transpose(1, 2)
+            return q.new_zeros(*heads_last.shape[:-1], v.shape[-1]), None
+        if bias is not None:
+            bias = bias.to(q.dtype)
+            mask = bias if mask is None else _add(mask, bias)
+        return kernel(q, k, v, mask)
+
+    return serve
+
+
+def _interface(server: Server, config: Any, implementation: str) -> Callable[..., Any]:
     def attention(
         module: nn.Module,
         query: Tensor,
@@ -98,24 +143,21 @@ def _interface(
     ) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        bias = reader(query, key, attention_mask, kwargs)
-        if not attend:
-            heads_last = query.transpose(1, 2)
-            return query.new_zeros(*heads_last.shape[:-1], value.shape[-1]), None
-        if bias is not None:
-            bias = bias.to(query.dtype)
-            attention_mask = bias if attention_mask is None else _add(attention_mask, bias)
         if implementation == "eager":
             # Every modeling file has an eager function of its own.
             backend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         else:
             backend = ALL_ATTENTION_FUNCTIONS[implementation]
-        # Flash kernels read their own name from the config of the module that they serve.
-        mine, module.config = module.config, config
-        try:
-            return backend(module, query, key, value, attention_mask, *args, **kwargs)
-        finally:
-            module.config = mine
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
+            # Flash kernels read their own name from the config of the module that they serve.
+            mine, module.config = module.config, config
+            try:
+                return backend(module, q, k, v, mask, *args, **kwargs)
+            finally:
+                module.config = mine
+
+        return server(kernel, query, key, value, attention_mask, kwargs)
 
     return attention
 

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from foveate.adapters import adapter_for
 from foveate.adapters.base import Adapter, Layout, join
 from foveate.attach.capture import Capture
 from foveate.errors import AttachError
 
 _PROBE = "zebra"
+_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
 @dataclasses.dataclass(eq=False)
@@ -151,6 +153,23 @@ class Prompt:
     def last(self, row: int) -> int:
         """Position of the last token of row `row`."""
         return int(self.real[row].nonzero().max())
+
+
+def placed(model: Any, inputs: dict[str, Any]) -> list[Placed]:
+    """Every picture of these prompts and where its slots are, in the order of a run's `items`.
+
+    Args:
+        model: as loaded; it is not run.
+        inputs: its inputs, pictures not yet encoded.
+    """
+    adapter = adapter_for(model)
+    captures = [
+        Capture(modality, adapter.layouts(modality, inputs))
+        for modality in adapter.modalities
+        if any(name in inputs for name in _PIXELS[modality])
+    ]
+    ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].bool().cpu()
+    return Prompt(ids, mask).place(adapter, captures)
 
 
 class Template:

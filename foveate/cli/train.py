@@ -12,6 +12,7 @@ import typer
 
 from foveate.cli import learn, options
 from foveate.cli.output import call, finish
+from foveate.cli.train_relevance import relevance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train compressors, and the reference models.")
 app.command("metacompress")(learn.metacompress)
 app.command("optimal")(learn.optimal)
+app.command("relevance")(relevance)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other
 

@@ -63,24 +63,44 @@ class Batch:
         found: list[dict[str, Any]] = [
             {"answers": [], "n": 0, "entering": 0, "average": 0.0} for _ in self.dialogues
         ]
-        chosen = None if setting is None else self.told(setting)
+        chosen = None
         for turn in range(max(len(each.turns) for each in self.dialogues)):
             rows = tuple(i for i, each in enumerate(self.dialogues) if len(each.turns) > turn)
+            if setting is not None and (turn == 0 or setting.chooses_again):
+                chosen = self.told(setting, turn, rows, [found[row]["answers"] for row in rows])
             answers, items = self._turn(setting, turn, rows, found, chosen)
             for row, answer in zip(rows, answers, strict=True):
                 found[row]["answers"].append(answer)
             if setting is not None and setting.turns == FIRST and turn == 0 and items:
-                chosen = [[] for _ in self.dialogues]
+                chosen = {row: [] for row in rows}
                 for item in items:
-                    chosen[item.row].append(item.answers)
+                    chosen[rows[item.row]].append(item.answers)
         return found
 
-    def told(self, setting: Setting) -> Chosen | None:
-        """What the pictures of each dialogue keep, where it is not the method that decides."""
-        rows = range(len(self.dialogues))
-        return setting.told(
-            self.model, self.dialogues, lambda: self.inputs(rows, 0, [[]] * len(rows))
+    def told(
+        self,
+        setting: Setting,
+        turn: int = 0,
+        rows: Sequence[int] | None = None,
+        answers: Sequence[Sequence[str]] | None = None,
+    ) -> Chosen | None:
+        """What the pictures of dialogues keep, where it is not the method that decides.
+
+        Args:
+            setting: what is to be attached.
+            turn: the turn to come.
+            rows: which dialogues; all if None.
+            answers: what was said in the turns before.
+        """
+        rows = range(len(self.dialogues)) if rows is None else rows
+        said = [[]] * len(rows) if answers is None else answers
+        found = setting.told(
+            self.model,
+            [self.dialogues[row] for row in rows],
+            lambda: self.inputs(rows, turn, said),
+            self.max_new_tokens,
         )
+        return None if found is None else dict(zip(rows, found, strict=True))
 
     def attach(
         self, setting: Setting, rows: Sequence[int], chosen: Chosen | None, **options: Any

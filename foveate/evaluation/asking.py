@@ -9,13 +9,13 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import Progress
 
+from foveate.attach.prompt import placed
 from foveate.compressor import Reads, Stage
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.evaluation.answering import BLIND, FULL, WRONG, Batch, grey
 from foveate.evaluation.comparison import Skipped
 from foveate.evaluation.data import Dialogue, others
-from foveate.evaluation.oracle import Oracle
-from foveate.evaluation.reach import placed, refusal
+from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import EACH, Setting
 from foveate.evaluation.store import Store
 
@@ -56,7 +56,7 @@ class Group:
     @property
     def oracle(self) -> bool:
         """Whether it is no method."""
-        return isinstance(self.first, Oracle)
+        return bool(self.first.note)
 
     def skip(self, reason: str, lowest: int | None = None) -> None:
         """Leave it out."""

@@ -275,6 +275,7 @@ class _Task:
                 known[setting] = cost.measure(model, given, attach, self.repeats)
             costs.append(known[setting] if group.skipped is None else None)
             paid = self.turns == BOTH and group.turns == FIRST and group.skipped is None
+            paid &= not group.oracle
             prices.append(self._price(asking, group.first) if paid else None)
             if self.progress is not None and task is not None:
                 self.progress.update(task, description=f"timing {escape(group.name)}", advance=1)

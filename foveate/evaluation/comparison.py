@@ -48,7 +48,8 @@ class Row:
         method, budget: as shown.
         turns: ``"each"`` or ``"first"``, where it chose; ``"either"`` if it reads no prompt, so
             that both are one.
-        oracle: whether it is no method, but was told what the pictures show.
+        oracle: whether it is no method, but was told what to keep.
+        note: what it was told, then; else empty.
         draws: seeds that are averaged.
         accuracy: of the dialogues.
         difference: (Avg minus the full model's, low, high), 95 % by the paired bootstrap.
@@ -79,6 +80,7 @@ class Row:
     kv_share: float
     time: Ratio
     spread: Spread | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import foveate
 # What decides an answer; the shell, the timing and the report do not.
 _DECIDING = (
     *("*.py", "adapters/*.py", "attach/*.py", "methods/*.py"),
-    *("evaluation/answering.py", "evaluation/oracle.py"),
+    *("evaluation/answering.py", "evaluation/oracle.py", "evaluation/relevance_map.py"),
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

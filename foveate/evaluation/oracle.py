@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from foveate import ops
+from foveate.attach.prompt import placed
 from foveate.compressor import Grid, resolve_keep
 from foveate.errors import InputError
 from foveate.evaluation.data import Dialogue
-from foveate.evaluation.reach import placed
-from foveate.evaluation.settings import Chosen, Setting
+from foveate.evaluation.settings import Setting
 from foveate.mapping import Mapping
 
 NAME = "oracle"
@@ -37,6 +37,9 @@ class Oracle(Setting):
     """
 
     method: str = "uniform"
+    note: ClassVar[str] = (
+        "no method; it is told where the picture shows something, not what is asked."
+    )
 
     @property
     def label(self) -> str:
@@ -49,10 +52,14 @@ class Oracle(Setting):
         return f"{NAME} {self.budget}"
 
     def told(
-        self, model: Any, dialogues: Sequence[Dialogue], inputs: Callable[[], dict[str, Any]]
-    ) -> Chosen | None:
-        """What to keep of the pictures of each dialogue."""
-        found: Chosen = [[] for _ in dialogues]
+        self,
+        model: Any,
+        dialogues: Sequence[Dialogue],
+        inputs: Callable[[], dict[str, Any]],
+        max_new_tokens: int,
+    ) -> list[list[list[Mapping]]]:
+        """What to keep of the pictures of each dialogue; the model is not run."""
+        found: list[list[list[Mapping]]] = [[] for _ in dialogues]
         assert self.keep is not None
         for p in placed(model, inputs()):
             shows = ground_truth(dialogues[p.row])

@@ -1,4 +1,4 @@
-"""What is known before the model runs: the slots of its pictures, and which budgets it can meet."""
+"""Which budgets a model can meet, known before it runs."""
 
 from __future__ import annotations
 
@@ -7,31 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from foveate.adapters import adapter_for
-from foveate.attach.capture import Capture
 from foveate.attach.decision import Decision
-from foveate.attach.prompt import Placed, Prompt
 from foveate.compressor import Compressor, Stage, resolve_keep
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.evaluation.settings import Setting
-
-_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
-
-
-def placed(model: Any, inputs: dict[str, Any]) -> list[Placed]:
-    """Every picture of these prompts and where its slots are, in the order of a run's `items`.
-
-    Args:
-        model: as loaded; it is not run.
-        inputs: its inputs, pictures not yet encoded.
-    """
-    adapter = adapter_for(model)
-    captures = [
-        Capture(modality, adapter.layouts(modality, inputs))
-        for modality in adapter.modalities
-        if any(name in inputs for name in _PIXELS[modality])
-    ]
-    ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].bool().cpu()
-    return Prompt(ids, mask).place(adapter, captures)
 
 
 def refusal(model: Any, setting: Setting, sizes: Iterable[int]) -> tuple[str, int | None] | None:

@@ -158,7 +158,7 @@ def kept_pictures(
     found = []
     for dialogue in data[:count]:
         pictures = dialogue.load()
-        batch = Batch(model, processor, [dialogue], [pictures], frozenset(), 1)
+        batch = Batch(model, processor, [dialogue], [pictures], frozenset(), 16)
         inputs = batch.inputs([0], 0, [[]])
         panels, labels = [], []
         for setting in settings:

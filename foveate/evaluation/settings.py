@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import foveate
 from foveate import catalog
@@ -16,11 +17,15 @@ from foveate.evaluation.data import Dialogue
 from foveate.mapping import Mapping
 
 Keep = int | float
-# Of each dialogue, of each picture: the mappings of a method's parts (`Item.answers`).
-Chosen = list[list[list[Mapping]]]
+# Of a dialogue's number, of each picture: the mappings of a method's parts (`Item.answers`).
+Chosen = dict[int, list[list[Mapping]]]
 
 EACH, FIRST, BOTH = "each", "first", "both"
 TURNS = (EACH, FIRST, BOTH)
+# What may be named like a method and is none: it is told what to keep.
+TOLD: dict[str, str] = {
+    "relevance-map": "foveate.evaluation.relevance_map:RelevanceMap",
+}
 _COMMAS = re.compile(r",(?![^\[\]]*\])")  # those outside of brackets
 
 
@@ -36,6 +41,9 @@ class Setting:
         turns: whether the tokens are chosen at ``"each"`` turn of a dialogue, or at the
             ``"first"`` for all of it.
         drawn: further fields, the seeds of this draw.
+
+    Class attributes:
+        note: what to say of something that is no method, but told what to keep; else empty.
     """
 
     method: str
@@ -44,6 +52,7 @@ class Setting:
     fields: tuple[tuple[str, Any], ...] = ()
     turns: str = EACH
     drawn: tuple[tuple[str, int], ...] = ()
+    note: ClassVar[str] = ""
 
     @property
     def label(self) -> str:
@@ -83,6 +92,16 @@ class Setting:
         """Whether what is chosen depends on the question."""
         return any(part.prompt_aware for part in self.make().parts)
 
+    @property
+    def chooses_again(self) -> bool:
+        """Whether a later turn of a dialogue may keep other tokens than the first."""
+        return self.turns == EACH and self.reads_prompt
+
+    @property
+    def field_names(self) -> list[str]:
+        """The fields that it may have."""
+        return catalog.field_names(self.method)
+
     def make(self) -> Compressor:
         """The compressor."""
         return self.resolved()[0]
@@ -95,14 +114,22 @@ class Setting:
         return catalog.make(self.method, **self._fields), self.keep
 
     def told(
-        self, model: Any, dialogues: Sequence[Dialogue], inputs: Callable[[], dict[str, Any]]
-    ) -> Chosen | None:
+        self,
+        model: Any,
+        dialogues: Sequence[Dialogue],
+        inputs: Callable[[], dict[str, Any]],
+        max_new_tokens: int,
+    ) -> list[list[list[Mapping]]] | None:
         """What to keep of each dialogue's pictures, where it is not the method that decides.
 
         Args:
-            model: as loaded; it is not run.
+            model: as loaded, nothing attached.
             dialogues: those of the rows.
-            inputs: makes those of their first turn, pictures not yet encoded.
+            inputs: makes those of the turn that is to be answered, pictures not yet encoded.
+            max_new_tokens: the longest answer.
+
+        Returns:
+            Of each dialogue, of each picture: the mappings of a method's parts.
         """
         return None
 
@@ -173,13 +200,21 @@ def parse_method(text: str) -> Setting:
         if not equals:
             raise InputError(f"Expected field=value behind {head!r}:, got {item!r}.")
         fields.append((key.strip(), _value(value)))
-    setting = Setting(name, None, preset or None, tuple(fields))
+    setting = _kind(name)(name, None, preset or None, tuple(fields))
     try:
         setting.make()  # unknown names are told now, not after an hour
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"A field of {text!r} has a value of the wrong kind: {reason}.") from error
     return setting
+
+
+def _kind(name: str) -> type[Setting]:
+    if name not in TOLD:
+        return Setting
+    module, _, attribute = TOLD[name].partition(":")
+    found: type[Setting] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def _value(text: str) -> Any:
@@ -218,7 +253,7 @@ def expand(
     for text in methods:
         setting = parse_method(text)
         given = dict(setting.fields)
-        free = [f for f in catalog.field_names(setting.method) if _is_seed(f) and f not in given]
+        free = [f for f in setting.field_names if _is_seed(f) and f not in given]
         seeds = [tuple((f, seed) for f in free) for seed in range(draws if free else 1)]
         states = setting.preset is not None or setting.make().states_budget
         own: list[Keep | None] = [None] if states else [*budgets]

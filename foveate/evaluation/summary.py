@@ -135,6 +135,7 @@ def row(
         budget=group.first.budget,
         turns=group.turns,
         oracle=group.oracle,
+        note=group.first.note,
         draws=len(keys),
         accuracy=accuracy(data, mean(answered)),
         difference=overall,

@@ -115,11 +115,7 @@ def named(each: Row | Reuse | Skipped) -> str:
 
 def notes(found: Comparison) -> list[str]:
     """What the names in the table of accuracies mean."""
-    lines = []
-    if any(row.oracle for row in found.rows):
-        lines.append(
-            "oracle: no method; it is told where the picture shows something, not what is asked."
-        )
+    lines = list(dict.fromkeys(f"{r.method}: {r.note}" for r in found.rows if r.note))
     if any(row.turns == "first" for row in found.rows):
         lines.append("first: tokens are chosen at a dialogue's first turn and kept.")
         same = dict.fromkeys(r.method for r in found.rows if r.turns == "either" and not r.oracle)

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import foveate
+from foveate.attach.prompt import placed
 from foveate.compressor import Grid
 from foveate.errors import BudgetError, InputError
 from foveate.evaluation import Dialogue, Turn, from_reference
 from foveate.evaluation.oracle import Oracle, choose, covered, ground_truth
-from foveate.evaluation.reach import placed, refusal
+from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import Setting
 from foveate.reference.scenes import patch_mask, scene
 from tests.families.models import FAMILIES

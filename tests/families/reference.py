@@ -37,12 +37,15 @@ class Plan:
         decide: which of them live on.
         layers: decoder layers before which `decide` is asked, ascending.
         positions: ``"original"`` or ``"reindex"``.
+        inside: whether a drop before layer 0 is one between layers too, where re-indexed rows
+            keep their slots.
     """
 
     slots: Sequence[Tensor]
     decide: Decide
     layers: Sequence[int] = (0,)
     positions: str = "original"
+    inside: bool = False
 
 
 def keep_all(picture: int, layer: int, features: Tensor) -> tuple[Tensor, None]:
@@ -79,7 +82,8 @@ def logits(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     assert len(inputs["input_ids"]) == 1, "one prompt at a time"
     if plan.positions == "original":
         return _masked(model, inputs, plan)
-    return (_shortened if tuple(plan.layers) == (0,) else _renumbered)(model, inputs, plan)
+    at_input = tuple(plan.layers) == (0,) and not plan.inside
+    return (_shortened if at_input else _renumbered)(model, inputs, plan)
 
 
 def _cut(

@@ -1,0 +1,103 @@
+"""`foveate train relevance`: pairs of attention and relevance, and the net fitted to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli import options
+from foveate.cli.output import call, finish
+
+
+def relevance(
+    model: options.Model = "reference",
+    data: Annotated[
+        str, typer.Option(help="scenes, a JSONL file, LAYOUT:FOLDER or hf:NAME.")
+    ] = "scenes",
+    count: Annotated[int | None, typer.Option(help="Dialogues to learn from.", min=1)] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of them to measure on instead.", min=0, max=0.9)
+    ] = 0.1,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
+    batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
+    scaling: Annotated[str, typer.Option(help="Of the attention: count, share or log.")] = "count",
+    relu: Annotated[bool, typer.Option(help="Chefer's ReLU, which the paper leaves out.")] = False,
+    explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logit",
+    limit: Annotated[int, typer.Option(help="Visual tokens of a prompt.", min=1)] = 1500,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of parameters, order and drawing.", min=0)] = 0,
+    run: Annotated[int, typer.Option(help="Dialogues that the model runs at a time.", min=1)] = 8,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave an accelerator alone.")] = False,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    attn: options.Attn = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train the relevance compressor for a model.
+
+    The model answers each question; of those that it answers right, attention and relevance are
+    stored. Interrupted, the same command goes on.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from foveate.cli.loading import Source
+    from foveate.methods.relevance import KINDS, Relevance
+    from foveate.relevance import Rule
+    from foveate.training.data import examples, split
+    from foveate.training.relevance import Pairs, Settings, train
+
+    rule = Rule(relu=relu, explained=explained)
+    settings = Settings(epochs=epochs, batch=batch, rate=rate, seed=seed)
+    dialogues = examples(data, count, seed)
+    kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
+    method = Relevance(scaling=scaling, kinds=kinds)
+    learned, held = split(dialogues, validation, seed)
+    folder = out or Path("output") / "train" / f"relevance-seed{seed}"
+    loaded, processor = Source(model, revision, dtype, device_map, attn).load()
+    pairs = Pairs(
+        loaded, processor, folder / "pairs", rule=rule, limit=limit, max_new_tokens=max_new_tokens
+    )
+    with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
+        task = progress.add_task("asking the model", total=len(dialogues))
+        pairs.fill([*learned, *held], batch_size=run, done=lambda n: progress.advance(task, n))
+        fitting = progress.add_task("fitting the net", total=None)
+        facts: dict[str, Any] = {
+            "source": data,
+            "dialogues": len(learned),
+            "rule": f"{rule}",
+        }
+        trained = train(
+            method,
+            loaded,
+            pairs.read(learned),
+            folder,
+            settings,
+            validation=pairs.read(held),
+            facts=facts,
+            cpu=cpu,
+            tell=lambda at: progress.update(fitting, completed=at.step, total=at.steps),
+        )
+    shown: list[Any] = [f"{name}: {value:.3f}" for name, value in trained.values.items()]
+    shown.append(f"the compressor is in {trained.folder}")
+    python = [
+        "from foveate.training.relevance import Pairs, Settings, train",
+        call("pairs = Pairs", "model", "processor", repr(str(folder / "pairs")), rule=rule),
+        "pairs.fill(dialogues)",
+        call(
+            "train",
+            f"{method!r}",
+            "model",
+            "pairs.read(dialogues)",
+            repr(str(folder)),
+            f"{settings}",
+        ),
+    ]
+    finish({"compressor": str(trained.folder), "values": trained.values}, shown, python, as_json)

@@ -1,0 +1,165 @@
+"""Relevance: a small learned net says before the first layer which tokens the answer will need.
+
+What it does:
+    Reads how much the question's tokens look at each visual token in the first decoder layer, and
+    predicts from that one row, by a convolution along the tokens, how relevant each will be to the
+    answer. The most relevant ones stay; all layers run on those alone.
+
+The mapping:
+    A^0 (heads, l, n) the attention that the first layer would give, from the l tokens of the
+    question to the n visual ones.
+    (2) A_v = mean of A^0 over heads and question; R = softmax of f(n A_v), f five depthwise
+        separable convolutions with 32, 64, 128, 256 and 512 channels, and one pointwise to one.
+    P = one-hot rows of the m largest R_j, in raster order.
+    f was trained to give what `foveate.relevance.explain` gives with the full model's answer.
+
+Needs:
+    Weights trained for the model (`foveate train relevance`). The first layer's norm, queries and
+    keys of all tokens, once more; not the layer.
+
+Differs from the paper's code:
+    No code was released. Open in the paper and decided here: the activation is ReLU, behind each
+    of the five pointwise convolutions, which have a bias, as the depthwise have; zeros are beyond
+    the ends; attention goes in times n (`scaling`), as its entries are about 1/n; the chat
+    template's tokens are no part of the question; f is one of two nets, for images and for videos,
+    both in one file. The paper computes queries of the text and keys of the picture alone; here
+    the layer's own projections run on all tokens.
+
+When it fails:
+    Where the question stands before the picture: nothing looks back, and the first slots win. Where
+    the first layer looks at places rather than things. A net for images says nothing of videos.
+
+Reference:
+    arXiv 2506.01097, section 3.3, Eq. 2, Appendix B and C; no repository.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from foveate import ops
+from foveate.compressor import DecoderMethod, Reads, VisualTokens
+from foveate.errors import BudgetError, StageNotAvailable
+from foveate.learned import LearnedCompressor
+from foveate.mapping import Mapping
+
+SCALINGS = ("count", "share", "log")
+KINDS = ("image", "video")
+
+
+class Predictor(nn.Module):
+    """f of Eq. 2: one value for each token, from the attention that it gets; of any length.
+
+    Args:
+        channels: after each pointwise convolution.
+        kernel: of the depthwise ones, odd.
+    """
+
+    def __init__(self, channels: tuple[int, ...], kernel: int) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise((1, *channels)))
+        self.depthwise = nn.ModuleList(
+            nn.Conv1d(a, a, kernel, padding=kernel // 2, groups=a) for a, _ in pairs
+        )
+        self.pointwise = nn.ModuleList(nn.Conv1d(a, b, 1) for a, b in pairs)
+        self.last = nn.Conv1d(channels[-1], 1, 1)
+
+    def forward(
+        self, attention: Float[Tensor, "b n"], real: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n"]:
+        """Logarithms of the predicted relevance, up to a constant of each row.
+
+        Args:
+            attention: scaled.
+            real: which entries there are, in a batch of different lengths; others are -inf.
+        """
+        x = attention[:, None]
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
+            # Beyond its end a row must look as if there were zeros, in every layer.
+            x = x if real is None else x * real[:, None]
+            x = pointwise(depthwise(x)).relu()
+        found: Tensor = self.last(x)[:, 0]
+        return found if real is None else found.masked_fill(~real, -torch.inf)
+
+
+def scaled(attention: Float[Tensor, " n"], scaling: str) -> Float[Tensor, " n"]:
+    """What f is given.
+
+    Args:
+        attention: A_v of one picture.
+        scaling: as `Relevance.scaling`.
+    """
+    n = len(attention)
+    if scaling == "count":
+        return n * attention
+    share = n * attention / attention.sum().clamp(min=torch.finfo(attention.dtype).tiny)
+    return share if scaling == "share" else share.clamp(min=1e-4).log()
+
+
+def observed(tokens: VisualTokens) -> Float[Tensor, " n"]:
+    """A_v: the mean over heads and over the question of the attention that each token gets.
+
+    Args:
+        tokens: before decoder layer 0, with what that layer would see.
+    """
+    assert tokens.ahead is not None
+    asking = tokens.ahead.question
+    return tokens.ahead.received(asking) / len(asking)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relevance(LearnedCompressor, DecoderMethod):
+    """Keep the tokens that a net predicts to be relevant to the answer, before decoder layer 0.
+
+    Attributes:
+        scaling: of the attention: ``"count"`` times n; ``"share"`` divided by its mean, so that it
+            does not matter how much of it the picture gets; ``"log"`` the logarithm of that.
+        channels: after each layer of the net.
+        kernel: of its depthwise convolutions, odd.
+        kinds: what there are nets for.
+    """
+
+    scaling: str = "count"
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    kernel: int = 3
+    kinds: tuple[str, ...] = KINDS
+    reads: ClassVar[frozenset[Reads]] = frozenset({Reads.AHEAD})
+
+    def __post_init__(self) -> None:
+        sizes = bool(self.channels) and min(self.channels) > 0 and self.kernel % 2 == 1
+        kinds = bool(self.kinds) and set(self.kinds) <= set(KINDS)
+        if not sizes or not kinds or self.scaling not in SCALINGS:
+            raise BudgetError(
+                f"Relevance needs channels, an odd kernel, kinds of {KINDS} and scaling of "
+                f"{SCALINGS}; got {self.channels}, {self.kernel}, {self.kinds}, {self.scaling!r}."
+            )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The first."""
+        return (0,)
+
+    def build(self, width: int) -> nn.Module:
+        """A `Predictor` of each kind; the tokens' width does not matter."""
+        return nn.ModuleDict({kind: Predictor(self.channels, self.kernel) for kind in self.kinds})
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        m = tokens.n if keep is None else keep
+        kind = KINDS[tokens.is_video]
+        if kind not in self.kinds:
+            raise StageNotAvailable(
+                f"This relevance compressor was trained on {self.kinds[0]}s, and this is "
+                f"{'an image' if kind == 'image' else 'a video'}.\nTrain one for both: "
+                "foveate train relevance."
+            )
+        seen = scaled(observed(tokens), self.scaling)
+        nets = self.module(seen.device)
+        assert isinstance(nets, nn.ModuleDict)
+        score = nets[kind](seen[None])[0]  # (2); softmax keeps the order
+        return Mapping.select(ops.top(score, m).sort().values, tokens.n)

@@ -1,0 +1,49 @@
+"""`foveate train relevance`: a compressor from dialogues in one command that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import foveate
+from foveate.cli import main
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.data import Dialogue, Turn, from_jsonl
+from tests.families import checkpoints
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_it_trains_a_compressor_for_a_checkpoint(tmp_path: Path, capsys: Capture) -> None:
+    folder = checkpoints.save("llava", tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    from PIL import Image
+
+    lines = []
+    for shade in range(4):
+        name = f"{shade}.png"
+        Image.new("RGB", (20, 20), (60 * shade, 90, 0)).save(tmp_path / name)
+        asked = Dialogue("a", (tmp_path / name,), (Turn("what colour ?", ("?",)),))
+        (record,) = Batch(model, processor, [asked], [asked.load()], frozenset(), 3).converse(None)
+        answer = record["answers"][0] or "?"
+        turn = {"question": "what colour ?", "answer": answer}
+        lines.append(json.dumps({"image": name, "turns": [turn]}))
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(lines) + "\n")
+    assert len(from_jsonl(data)) == 4
+    command = ["train", "relevance", "--model", str(folder), "--data", str(data), "--cpu"]
+    command += ["--out", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--json"]
+    command += ["--max-new-tokens", "3", "--validation", "0.25"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["values"]) >= {"loss", "overlap at 25 %", "overlap at 25 %, attention"}
+    method = foveate.load(found["compressor"], model=model)
+    assert getattr(method, "kinds") == ("image",)  # noqa: B009  (of a learned one)
+    with foveate.attach(model, method, keep=5):
+        pass
+    assert main([*command, "--scaling", "none"]) != 0
+    assert "scaling" in capsys.readouterr().err

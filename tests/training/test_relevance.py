@@ -1,0 +1,177 @@
+"""Training the relevance compressor: labels, loss, pairs on disk, and a net that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import foveate
+from foveate import relevance
+from foveate.errors import InputError, SavedFileError
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.data import Dialogue, Turn
+from foveate.methods.relevance import Relevance
+from foveate.training.relevance import (
+    Examples,
+    Learner,
+    Pair,
+    Pairs,
+    Settings,
+    collate,
+    divergence,
+    label,
+    overlap,
+    train,
+)
+from tests.evaluation.test_turns import dialogue
+from tests.families import checkpoints
+from tests.families.models import FAMILIES
+
+Loaded = tuple[Any, Any]
+SMALL = {"channels": (4, 4), "kinds": ("image",)}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder: Path = checkpoints.save("llava", tmp_path_factory.mktemp("llava"))
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def test_the_lower_half_is_masked_and_the_rest_shared_out() -> None:
+    assert label(torch.tensor([0.1, 0.6, 0.2, 0.05])).tolist() == pytest.approx([0, 0.75, 0.25, 0])
+    # Of five, two are masked; what is below zero counts nothing.
+    found = label(torch.tensor([-0.1, 0.6, 0.2, -0.5, -0.7]))
+    assert found.tolist() == pytest.approx([0, 0.75, 0.25, 0, 0])
+    # Nothing above zero: the upper half, all alike.
+    assert label(torch.tensor([-3.0, -1.0, -2.0, -4.0])).tolist() == [0, 0.5, 0.5, 0]
+
+
+def test_the_loss_by_hand() -> None:
+    labels = torch.tensor([[0.0, 0.75, 0.25], [0.5, 0.5, 0.0]])
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, -torch.inf]])
+    logs = torch.tensor([1.0, 3.0, 2.0]).log_softmax(0)
+    expected = 0.75 * (torch.tensor(0.75).log() - logs[1])
+    expected += 0.25 * (torch.tensor(0.25).log() - logs[2])
+    found = divergence(labels, logits)
+    assert found.tolist() == pytest.approx([float(expected), 0.0], abs=1e-6)
+
+
+def test_a_batch_of_both_kinds_and_all_lengths_is_the_mean_of_each() -> None:
+    torch.manual_seed(0)
+    method = Relevance(channels=(4, 4)).drawn(8)
+    learner = Learner(method.net)  # type: ignore[arg-type]
+    pairs = [Pair(torch.rand(n), torch.randn(n), bool(n % 2)) for n in (7, 4, 9, 2)]
+    examples = Examples(pairs, "share")
+    each = [learner(**collate([examples[i]]))["loss"] for i in range(4)]
+    together = learner(**collate([examples[i] for i in range(4)]))["loss"]
+    torch.testing.assert_close(together, torch.stack(each).mean())
+    together.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters())
+
+
+def test_overlap_counts_the_shared_ones() -> None:
+    wanted = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    assert overlap(torch.tensor([1.0, 9.0, 0.0, 2.0]), wanted, 0.5) == 0.5
+    assert overlap(wanted, wanted, 3) == 1.0
+
+
+def answered(loaded: Loaded, turns: int, wrong: tuple[int, ...] = ()) -> Dialogue:
+    """A dialogue whose right answers are what the model says, but for some turns."""
+    asked = dialogue(0, turns)
+    (record,) = Batch(*loaded, [asked], [asked.load()], frozenset(), 4).converse(None)
+    given = [
+        Turn(turn.question, ("something else" if number in wrong else said,))
+        for number, (turn, said) in enumerate(zip(asked.turns, record["answers"], strict=True))
+    ]
+    return dataclasses.replace(asked, turns=tuple(given))
+
+
+def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    one, two = answered(loaded, 3, wrong=(1,)), dialogue(1, 1)
+    made = Pairs(*loaded, tmp_path, max_new_tokens=4)
+    done: list[int] = []
+    made.fill([one, two], done=done.append)
+    assert done == [0, 2]
+    found = made.read([one, two])
+    assert len(found) == 2  # the first and third turn of the first dialogue
+    for pair, turn in zip(found, (0, 2), strict=True):
+        said = [each.answers[0] for each in one.turns]
+        batch = Batch(*loaded, [one], [one.load()], frozenset(), 4)
+        (record,) = batch.converse(None)
+        said = record["answers"]
+        inputs = batch.inputs([0], turn, [said[:turn]])
+        (truth,) = relevance.explain(loaded[0], inputs, max_new_tokens=4)
+        torch.testing.assert_close(pair.relevance, truth, rtol=1e-3, atol=1e-6)
+        assert pair.attention.shape == truth.shape and pair.attention.min() >= 0
+    again = Pairs(*loaded, tmp_path, max_new_tokens=4)
+    again._compute = None  # type: ignore[method-assign, assignment]
+    again.fill([one, two])  # nothing is computed twice
+    short = Pairs(*loaded, tmp_path, max_new_tokens=4, limit=24)
+    short.fill([one])
+    assert short.read([one]) == []
+
+
+def easy(count: int, n: int = 24) -> list[Pair]:
+    """Relevance lies one place to the right of attention."""
+    found = []
+    for seed in range(count):
+        attention = torch.rand(n, generator=torch.Generator().manual_seed(seed)) ** 4 / n
+        found.append(Pair(attention, attention.roll(1)))
+    return found
+
+
+def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    method = Relevance(**SMALL)  # type: ignore[arg-type]
+    settings = Settings(epochs=40, batch=16, rate=1e-2, save_every=20)
+    pairs, held = easy(48), easy(60)[48:]
+    facts = {"source": "made up"}
+    told: list[Any] = []
+    whole = train(
+        method, model, pairs, tmp_path / "a", settings, validation=held, facts=facts,
+        cpu=True, tell=told.append,
+    )  # fmt: skip
+    assert told and whole.values["overlap at 25 %"] > 0.8
+    assert whole.values["overlap at 25 %, attention"] < 0.5
+    loaded = foveate.load(whole.folder, model=model)
+    inputs = FAMILIES["llava"].inputs()
+    with torch.no_grad(), foveate.attach(model, loaded, keep=5) as run:
+        model(**inputs)
+    assert [item.entering for item in run.items] == [5, 5]
+    assert "source: made up" in (whole.folder / "README.md").read_text()
+
+    # Interrupted, the same call goes on from the last checkpoint.
+    def interrupt(progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+    assert (tmp_path / "b" / "checkpoint-40").is_dir()
+    steps: list[int] = []
+    parts = train(
+        method, model, pairs, tmp_path / "b", settings, cpu=True,
+        tell=lambda progress: steps.append(progress.step),
+    )  # fmt: skip
+    assert steps
+    assert whole.method.net is not None and parts.method.net is not None
+    for a, b in zip(whole.method.net.parameters(), parts.method.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    done = train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+    assert done.folder == parts.folder
+    other = dataclasses.replace(settings, rate=1e-3)
+    with pytest.raises(SavedFileError, match="differs in settings"):
+        train(method, model, pairs, tmp_path / "b", other, cpu=True)
+
+
+def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no pair of a video"):
+        train(Relevance(), FAMILIES["llava"].build(), easy(2), tmp_path)
+    assert not list(tmp_path.iterdir())
