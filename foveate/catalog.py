@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.errors import BudgetError, FoveateError, UnknownName
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 GROUP = "foveate.methods"
 CHAINED = "/"  # between the names of a chain's methods
+SAVED = (".", "/", "~", "hub:")  # what the place of a saved compressor begins with, no name does
 
 BUILT_IN: dict[str, str] = {
     "cover": "foveate.methods.cover:Cover",
@@ -65,12 +67,28 @@ def names() -> list[str]:
     return sorted(table())
 
 
+def is_saved(name: str) -> bool:
+    """Whether this is no name, but where a compressor was saved: "./runs/x", "hub:owner/name"."""
+    return name.startswith(SAVED)
+
+
+@functools.cache
+def _loaded(place: str) -> Compressor:
+    saving = importlib.import_module("foveate.saving")
+    path = place.removeprefix("hub:") if place.startswith("hub:") else Path(place).expanduser()
+    found: Compressor = saving.load(path)
+    return found
+
+
 def method_class(name: str) -> type[Compressor]:
     """The class behind a name; "first/second" is a chain of two.
 
     Raises:
         UnknownName: no such method; the message suggests the nearest name.
+        SavedFileError: nothing was saved there.
     """
+    if is_saved(name):
+        return type(_loaded(name))
     if CHAINED in name:
         for part in name.split(CHAINED):
             method_class(part)
@@ -128,15 +146,19 @@ def chain(
 def make(name: str, **fields: Any) -> Compressor:
     """A method by name, with its fields; "first/second" is a chain of two.
 
-    A chain has fields of its own, and those of its methods by "name.field".
+    A chain has fields of its own, and those of its methods by "name.field". What was saved (a
+    folder that begins with ".", "/" or "~", or "hub:owner/name") has the fields it was saved with.
 
     Raises:
         UnknownName: no such method, or no such field.
+        SavedFileError: nothing was saved there.
     """
     known = field_names(name)
     for field in fields:
         if field not in known:
             raise UnknownName(f"field of {name}", field, known)
+    if is_saved(name):
+        return _loaded(name)
     made: Any = method_class(name)
     if CHAINED not in name:
         return made(**fields)
@@ -149,11 +171,15 @@ def make(name: str, **fields: Any) -> Compressor:
 
 
 def field_names(name: str) -> list[str]:
-    """The fields that `make` takes for a name.
+    """The fields that `make` takes for a name; none for what was saved.
 
     Raises:
         UnknownName: no such method.
+        SavedFileError: nothing was saved there.
     """
+    if is_saved(name):
+        _loaded(name)
+        return []
     fields = dataclasses.fields(method_class(name))
     own = [field.name for field in fields if field.metadata.get("setting", True)]
     if CHAINED not in name:

@@ -43,13 +43,13 @@ class Rule:
         relu: whether negative products are set to zero before the mean over heads: Chefer's
             rule 5. The paper's Eq. 1 has none.
         explained: what is differentiated, the answer token's ``"logit"`` or its ``"logprob"``; the
-            paper does not say which. A logit also moves together with all others, which changes
-            no answer: without a ReLU, tokens that lower all of them rank last, needed or not.
+            paper does not say which. A logit also moves together with all others, which changes no
+            answer: without a ReLU, tokens that lower all of them rank last, needed or not.
     """
 
     weighting: str = "gradient"
     relu: bool = False
-    explained: str = "logit"
+    explained: str = "logprob"
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:

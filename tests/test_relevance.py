@@ -19,7 +19,7 @@ from tests.laws.laws import Case, answered, assert_same_state, snapshot
 RULES = [
     Rule(),
     Rule(relu=True),
-    Rule(explained="logprob"),
+    Rule(explained="logit"),
     Rule(weighting="mean"),
 ]
 ANSWERS = ([31, 17, 120], [66])

@@ -28,7 +28,7 @@ def relevance(
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
     scaling: Annotated[str, typer.Option(help="Of the attention: count, share or log.")] = "count",
     relu: Annotated[bool, typer.Option(help="Chefer's ReLU, which the paper leaves out.")] = False,
-    explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logit",
+    explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logprob",
     limit: Annotated[int, typer.Option(help="Visual tokens of a prompt.", min=1)] = 1500,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of parameters, order and drawing.", min=0)] = 0,

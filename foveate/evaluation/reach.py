@@ -9,7 +9,7 @@ from typing import Any
 from foveate.adapters import adapter_for
 from foveate.attach.decision import Decision
 from foveate.compressor import Compressor, Stage, resolve_keep
-from foveate.errors import BudgetError, StageNotAvailable
+from foveate.errors import BudgetError, SavedFileError, StageNotAvailable
 from foveate.evaluation.settings import Setting
 
 
@@ -27,6 +27,10 @@ def refusal(model: Any, setting: Setting, sizes: Iterable[int]) -> tuple[str, in
     method, keep = setting.resolved()
     if isinstance(keep, float) and keep == 1.0:
         return None  # the untouched model
+    try:
+        method = method.fitted(model)
+    except SavedFileError as error:
+        return str(error), None  # a learned one without weights for this model
     reason, lowest = "", None
     for n in sizes:
         try:

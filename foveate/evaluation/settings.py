@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import foveate
@@ -14,6 +15,7 @@ from foveate import catalog
 from foveate.compressor import Compressor, check_keep, with_preset
 from foveate.errors import BudgetError, InputError, UnknownName
 from foveate.evaluation.data import Dialogue
+from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
 
 Keep = int | float
@@ -59,7 +61,7 @@ class Setting:
         """The method with what was set, without the budget: "divprune", "visionzip@authors-64"."""
         shown = [f"{key}={_typed(value)}" for key, value in self.fields]
         return (
-            self.method
+            _shown(self.method)
             + (f"@{self.preset}" if self.preset else "")
             + (f":{','.join(shown)}" if shown else "")
         )
@@ -81,6 +83,10 @@ class Setting:
         }
         if self.turns != EACH:
             parts["turns"] = self.turns
+        if catalog.is_saved(self.method):
+            made = self.make()
+            net = getattr(made, "net", None)
+            parts["saved"] = [repr(made), None if net is None else of_weights(net)]
         return f"{self.method} {json.dumps(parts, sort_keys=True)}"
 
     @property
@@ -152,6 +158,11 @@ class Setting:
         return foveate.Chat(model, processor, **self.options, **options)
 
 
+def _shown(method: str) -> str:
+    """A name as it is; of the place of a saved compressor its last part."""
+    return Path(method).resolve().name if catalog.is_saved(method) else method
+
+
 def _is_seed(field: str) -> bool:
     return field.rpartition(".")[2] == "seed"
 
@@ -184,14 +195,17 @@ def parse_method(text: str) -> Setting:
     """A method as typed: `name`, `name@preset`, `name:field=value,field=value`.
 
     A name may be a chain, "visionzip/fastv", whose fields are its own and those of its methods by
-    "fastv.layer". Values are read as JSON where they can be (numbers, lists, true, null), else as
-    words.
+    "fastv.layer"; or where a compressor was saved, "./runs/x" or "hub:owner/name". Values are read
+    as JSON where they can be (numbers, lists, true, null), else as words.
 
     Raises:
         UnknownName: no such method, preset or field.
         InputError: a field without a value, or with one of the wrong kind.
         BudgetError: fields that contradict each other.
     """
+    if catalog.is_saved(text):
+        catalog.make(text)
+        return Setting(text)
     head, _, tail = text.partition(":")
     name, _, preset = head.partition("@")
     fields = []

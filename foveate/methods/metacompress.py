@@ -78,10 +78,12 @@ class Generator(nn.Module):
         self, pool: Float[Tensor, "m n"], tokens: Float[Tensor, "n d"]
     ) -> Float[Tensor, "m n"]:
         """P from the pooling, whose rows sum to one, and all tokens with their fixed embedding."""
-        x = tokens + self.offset
-        queries = (pool @ x @ self.query) * self.omega  # (6)
-        keys = x @ self.key  # (7)
-        return (queries @ keys.T / math.sqrt(len(self.omega))).softmax(-1)  # (8)
+        # The model's precision may be finer than the parameters'.
+        query, key, omega = (each.to(tokens) for each in (self.query, self.key, self.omega))
+        x = tokens + self.offset.to(tokens)
+        queries = (pool @ x @ query) * omega  # (6)
+        keys = x @ key  # (7)
+        return (queries @ keys.T / math.sqrt(len(omega))).softmax(-1)  # (8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 import foveate
 from foveate import catalog
 from foveate.cli import main
 from foveate.cli.seeds import named
+from foveate.evaluation.settings import parse_method
 from tests.families.checkpoints import PROCESSORS
 
 Folder = Callable[[str], str]
@@ -136,6 +138,29 @@ def test_fields_of_chains_and_own_budgets(
     found = said(capsys, *given, *budget, "--out", str(tmp_path / "kept.png"))
     executed(found["python"])
     assert found["pictures"][0]["method"] == method
+
+
+def test_compare_what_was_saved_beside_what_has_no_weights(
+    checkpoint: Folder, tmp_path: Path, capsys: Capture
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint("llava"))
+    for seed in (0, 1):
+        method = foveate.MetaCompress().initialised(model, seed)
+        foveate.save(method, tmp_path / f"mine{seed}", model=model)
+    saved = [str(tmp_path / f"mine{seed}") for seed in (0, 1)]
+    arguments = ["compare", "-m", "metacompress", "-m", saved[0], "-m", saved[1], "-k", "6"]
+    arguments += ["--model", checkpoint("llava"), "--out", str(tmp_path / "out"), "--count", "2"]
+    found = said(capsys, *arguments, "--repeats", "2", "--max-new-tokens", "2")
+    assert [row["method"] for row in found["rows"]] == ["mine0", "mine1"]
+    assert [each["method"] for each in found["skipped"]] == ["metacompress"]
+    assert "has to be trained" in found["skipped"][0]["reason"]
+    # Other weights in the same folder are other answers.
+    key = parse_method(saved[0]).key
+    foveate.save(foveate.load(saved[1]), saved[0], model=model)
+    catalog._loaded.cache_clear()
+    assert parse_method(saved[0]).key != key
+    assert main(["compare", "-m", str(tmp_path / "none"), "-k", "6"]) == 1
+    assert "holds no saved compressor" in capsys.readouterr().err
 
 
 def test_compare_on_the_scenes(checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
