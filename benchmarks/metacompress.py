@@ -64,17 +64,17 @@ class Variant:
 _1D, _2D = MetaCompress(), MetaCompress(pool="2d")
 _PCA = pca_start(sharpness=30.0, whiten=True)
 VARIANTS = {
-    "random": Variant("published start, untrained", _1D, random_start()),
+    "published-start": Variant("published start, untrained", _1D, random_start()),
     "published-norm": Variant(
         "published recipe, clipped by norm", _1D, random_start(), PUBLISHED | {"clip": "norm"}
     ),
     "published-value": Variant(
         "published recipe, clipped by value", _1D, random_start(), PUBLISHED | {"clip": "value"}
     ),
-    "random-adam": Variant(
+    "start-adam": Variant(
         "published start and loss, AdamW 1e-3", _1D, random_start(), ADAM | {"rate": 1e-3}
     ),
-    "random-adam-slow": Variant(
+    "start-adam-slow": Variant(
         "published start and loss, AdamW 1e-4", _1D, random_start(), ADAM | {"rate": 1e-4}
     ),
     "pca-1d": Variant("PCA start, untrained", _1D, _PCA),
@@ -146,10 +146,10 @@ def page(found: Found, store: Path, facts: Mapping[str, Any]) -> str:
     lines += [row(name, f"`{name}`", "") for name in BESIDE]
     gains = []
     for better, worse in (
-        ("published-norm", "random"),
-        ("published-value", "random"),
-        ("random-adam-slow", "random"),
-        ("pca", "random"),
+        ("published-norm", "published-start"),
+        ("published-value", "published-start"),
+        ("start-adam-slow", "published-start"),
+        ("pca", "published-start"),
         ("pca-adam", "pca"),
         ("pca-adam", "divprune"),
         ("cover", "pca-adam"),
