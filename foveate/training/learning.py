@@ -105,9 +105,9 @@ def train(
         InputError: fewer dialogues than a batch, or the answers take more than they may.
         SavedFileError: the folder holds another training.
     """
-    _need("accelerate", "Training")
+    need("accelerate", "Training")
     if tensorboard:
-        _need("tensorboard", "Logging for TensorBoard")
+        need("tensorboard", "Logging for TensorBoard")
     if len(dialogues) < recipe.batch:
         raise InputError(
             f"A batch of {recipe.batch} needs as many dialogues; there are {len(dialogues)}.\n"
@@ -146,9 +146,9 @@ def train(
         **(facts or {}),
     }
     if arguments.should_save:
-        _begin(folder, record)
+        begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
-        return _finished(folder, model)
+        return finished(folder, model)
 
     rank, world = arguments.process_index, arguments.world_size
     teacher.fill(
@@ -196,7 +196,8 @@ def _bare(method: LearnedCompressor) -> LearnedCompressor:
     return dataclasses.replace(method, net=None, trained_on=None)
 
 
-def _need(package: str, purpose: str) -> None:
+def need(package: str, purpose: str) -> None:
+    """Raise a MissingDependency if a package of the extra `train` is not installed."""
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -209,7 +210,7 @@ def _wait() -> None:
         distributed.barrier()
 
 
-def _begin(folder: Path, record: dict[str, Any]) -> None:
+def begin(folder: Path, record: dict[str, Any]) -> None:
     """Write what this training is, or check that it is the one in the folder."""
     file = folder / RECORD
     plain = json.loads(json.dumps(record))
@@ -229,7 +230,7 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
     os.replace(partial, file)
 
 
-def _finished(folder: Path, model: Any) -> Trained:
+def finished(folder: Path, model: Any) -> Trained:
     """What an earlier call has trained."""
     method = saving.load(folder / FOLDER, model=model)
     assert isinstance(method, LearnedCompressor)

@@ -36,8 +36,8 @@ from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
 from foveate.methods.relevance import KINDS, Predictor, Relevance, observed, scaled
 from foveate.relevance import Rule
-from foveate.training.learning import FOLDER, Trained, _begin, _finished, _need
-from foveate.training.teacher import _read, _whole, _write
+from foveate.training.learning import FOLDER, Trained, begin, finished, need
+from foveate.training.teacher import is_whole, read_tensors, write_tensors
 from foveate.training.trainer import (
     COMPLETE,
     Order,
@@ -190,7 +190,7 @@ class Pairs:
             batch_size: of them run at a time.
             done: given how many more dialogues are there.
         """
-        missing = [each for each in dialogues if not _whole(self.file(each))]
+        missing = [each for each in dialogues if not is_whole(self.file(each))]
         done(len(dialogues) - len(missing))
         for is_video in (False, True):  # a batch of prompts is of one kind
             kind = [each for each in missing if each.is_video == is_video]
@@ -207,7 +207,7 @@ class Pairs:
         """
         found = []
         for each in dialogues:
-            tensors, _ = _read(self.file(each))
+            tensors, _ = read_tensors(self.file(each))
             count = sum(name.startswith("attention.") for name in tensors)
             found += [
                 Pair(tensors[f"attention.{i}"], tensors[f"relevance.{i}"], each.is_video)
@@ -244,7 +244,7 @@ class Pairs:
         for dialogue, pairs, texts in zip(dialogues, found, said, strict=True):
             tensors = {f"attention.{i}": each.attention for i, each in enumerate(pairs)}
             tensors |= {f"relevance.{i}": each.relevance for i, each in enumerate(pairs)}
-            _write(self.file(dialogue), tensors, {"answers": json.dumps(texts)})
+            write_tensors(self.file(dialogue), tensors, {"answers": json.dumps(texts)})
 
     def _counts(
         self, dialogue: Dialogue, turn: int, said: Sequence[str], there: Sequence[Placed], row: int
@@ -398,7 +398,7 @@ def train(
         MissingDependency: `accelerate` is not installed.
         SavedFileError: the folder holds another training.
     """
-    _need("accelerate", "Training")
+    need("accelerate", "Training")
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
@@ -417,9 +417,9 @@ def train(
         "validation": _identity(validation),
         **(facts or {}),
     }
-    _begin(folder, record)
+    begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
-        return _finished(folder, model)
+        return finished(folder, model)
     begun = method if method.net is not None else method.initialised(model, settings.seed)
     assert isinstance(begun, Relevance) and isinstance(begun.net, nn.ModuleDict)
     arguments = TrainingArguments(

@@ -87,7 +87,7 @@ class Entry:
         Raises:
             SavedFileError: it is not there, or cut off.
         """
-        tensors, _ = _read(self.answers)
+        tensors, _ = read_tensors(self.answers)
         types = {k.removeprefix("types."): v for k, v in tensors.items() if k.startswith("types.")}
         text = Transcript(tensors["ids"], tensors["places"], tensors["turns"], types)
         full = Distribution(tensors["log_probs"], tensors.get("tokens"), tensors.get("rest"))
@@ -224,7 +224,7 @@ class Teacher:
 
     def has(self, dialogue: Dialogue) -> bool:
         """Whether both files are there and whole."""
-        return _whole(self.answer_file(dialogue)) and _whole(self.picture_file(dialogue))
+        return is_whole(self.answer_file(dialogue)) and is_whole(self.picture_file(dialogue))
 
     def size(self, dialogues: Sequence[Dialogue], known: Sequence[Dialogue]) -> Size:
         """What all dialogues take, foreseen from some that are stored."""
@@ -266,10 +266,10 @@ class Teacher:
         for dialogue, shown, answers in zip(dialogues, pictures, said, strict=True):
             inputs = first_inputs(self.model, self.processor, dialogue, shown)
             file = self.picture_file(dialogue)
-            if not _whole(file):
+            if not is_whole(file):
                 shared = encode(self.model, inputs, self.reads)
                 packed = pack(shared, rows=self.rows, project=self._project)
-                _write(file, packed.tensors, {"facts": json.dumps(packed.facts)})
+                write_tensors(file, packed.tensors, {"facts": json.dumps(packed.facts)})
             text = transcript(self.model, self.processor, dialogue, answers, inputs)
             lessons.append(Lesson(text, None, _features(file)))
         batch = collate(lessons).to(self.model.device)
@@ -283,7 +283,9 @@ class Teacher:
             if found.tokens is not None and found.rest is not None:
                 tensors |= {"tokens": found.tokens.int(), "rest": found.rest}
             tensors |= {f"types.{name}": value for name, value in lesson.text.types.items()}
-            _write(self.answer_file(dialogue), tensors, {"answers": json.dumps(list(answers))})
+            write_tensors(
+                self.answer_file(dialogue), tensors, {"answers": json.dumps(list(answers))}
+            )
 
     def _said(
         self, dialogues: Sequence[Dialogue], pictures: Sequence[Sequence[Image.Image]]
@@ -322,12 +324,12 @@ class Teacher:
 
     def said(self, dialogue: Dialogue) -> list[str]:
         """The answers of a dialogue as text."""
-        found: list[str] = json.loads(_read(self.answer_file(dialogue))[1]["answers"])
+        found: list[str] = json.loads(read_tensors(self.answer_file(dialogue))[1]["answers"])
         return found
 
 
 def _features(file: Path) -> Packed:
-    tensors, meta = _read(file)
+    tensors, meta = read_tensors(file)
     return Packed(tensors, json.loads(meta["facts"]))
 
 
@@ -341,7 +343,8 @@ def _mean_bytes(files: Any) -> float:
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 
-def _write(file: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
+def write_tensors(file: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
+    """Write a safetensors file as a whole or not at all."""
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -352,7 +355,8 @@ def _write(file: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None
     os.replace(partial, file)
 
 
-def _whole(file: Path) -> bool:
+def is_whole(file: Path) -> bool:
+    """Whether a file that `write_tensors` wrote is there and not cut off."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -364,7 +368,12 @@ def _whole(file: Path) -> bool:
         return False
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_tensors` wrote: the tensors, and what was said beside them.
+
+    Raises:
+        SavedFileError: it is not there, or cut off.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
