@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         VisualTokens,
     )
     from foveate.errors import FoveateError
+    from foveate.learned import LearnedCompressor
     from foveate.mapping import Mapping
-    from foveate.saving import load, save
+    from foveate.saving import load, push_to_hub, save
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _PUBLIC = {
     "FoveateError": "foveate.errors",
     "Grid": "foveate.compressor",
     "LayerAttention": "foveate.attention",
+    "LearnedCompressor": "foveate.learned",
     "Mapping": "foveate.mapping",
     "Preset": "foveate.compressor",
     "Reads": "foveate.compressor",
@@ -53,6 +55,7 @@ _PUBLIC = {
     "load": "foveate.saving",
     "make": "foveate.catalog",
     "names": "foveate.catalog",
+    "push_to_hub": "foveate.saving",
     "save": "foveate.saving",
 }
 
@@ -63,6 +66,7 @@ __all__ = [
     "FoveateError",
     "Grid",
     "LayerAttention",
+    "LearnedCompressor",
     "Mapping",
     "Preset",
     "Reads",
@@ -75,6 +79,7 @@ __all__ = [
     "load",
     "make",
     "names",
+    "push_to_hub",
     "save",
 ]
 
