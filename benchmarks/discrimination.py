@@ -220,7 +220,7 @@ def picture(found: Found) -> Any:
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("visual tokens, % (mean over layers)", fontsize=9)
         panel.grid(alpha=0.25)
-        panel.legend(fontsize=7, ncols=2, loc="lower left" if names[0] != ORACLE else "lower right")
+        panel.legend(fontsize=7, ncols=2, loc="lower right")
     panels[0].set_ylabel("accuracy", fontsize=9)
     return figure
 

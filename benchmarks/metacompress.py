@@ -79,9 +79,11 @@ VARIANTS = {
     ),
     "pca-1d": Variant("PCA start, untrained", _1D, _PCA),
     "pca": Variant("PCA start, pooled in 2-D, untrained", _2D, _PCA),
-    "pca-adam": Variant("the same, AdamW 1e-4, KL alone", _2D, _PCA, ADAM | FREE | {"rate": 1e-4}),
+    "pca-adam": Variant(
+        "PCA start, pooled in 2-D, AdamW 1e-4, KL alone", _2D, _PCA, ADAM | FREE | {"rate": 1e-4}
+    ),
     "pca-adam-full": Variant(
-        "the same, AdamW 1e-4, all three losses", _2D, _PCA, ADAM | {"rate": 1e-4}
+        "PCA start, pooled in 2-D, AdamW 1e-4, all losses", _2D, _PCA, ADAM | {"rate": 1e-4}
     ),
 }
 
@@ -151,8 +153,10 @@ def page(found: Found, store: Path, facts: Mapping[str, Any]) -> str:
         ("start-adam-slow", "published-start"),
         ("pca", "published-start"),
         ("pca-adam", "pca"),
-        ("pca-adam", "divprune"),
-        ("cover", "pca-adam"),
+        ("pca-adam-full", "pca"),
+        ("pca-adam-full", "pca-adam"),
+        ("pca-adam-full", "divprune"),
+        ("cover", "pca-adam-full"),
     ):
         for keep in BUDGETS:
             a, b = (

@@ -73,7 +73,7 @@ def save(
             raise SavedFileError(
                 f"{name} has weights, which fit one model only.\nSay which: save(..., model=model)."
             )
-        about |= {"weights": of_weights(model), "name": getattr(model, "name_or_path", "")}
+        about |= {"weights": of_weights(model), "name": _public(getattr(model, "name_or_path", ""))}
         record["training"] = dict(training or {})
         tensors = {
             key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()
@@ -192,6 +192,11 @@ def _folder(path: str | Path) -> Path:
         ) from error
 
 
+def _public(name: str) -> str:
+    """A model's name on the Hub; of a folder its last part, since the rest is nobody's business."""
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+
+
 def _read_weights(net: torch.nn.Module, file: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -216,7 +221,7 @@ def _card(record: Table[str, Any]) -> str:
     data = ModelCardData(
         library_name="foveate",
         tags=["visual-token-compression", record["method"]],
-        base_model=model["name"] or None,
+        base_model=model["name"] if "/" in model["name"] else None,
     )
     lines = [
         f"---\n{data.to_yaml()}\n---",
@@ -230,7 +235,7 @@ def _card(record: Table[str, Any]) -> str:
         *_items(record["fields"]),
     ]
     for title, values in training.items():
-        lines += [f"\n## {title.capitalize()}\n"]
+        lines += [f"\n## Training: {title}\n"]
         lines += _items(values) if isinstance(values, dict) else [str(values)]
     return "\n".join(lines) + "\n"
 

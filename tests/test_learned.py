@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import foveate
-from foveate import catalog
+from foveate import catalog, reference
 from foveate.errors import SavedFileError
 from foveate.fingerprint import of_weights
-from foveate.learned import LearnedCompressor
+from foveate.learned import SHIPPED, LearnedCompressor
 from tests.families.models import FAMILIES
 
 LEARNED = [name for name in catalog.names() if catalog.method_class(name).trainable]
@@ -38,6 +38,33 @@ def test_saved_weights_come_back_and_do_the_same(name: str, tmp_path: Path) -> N
     assert torch.equal(logits[0], logits[1])
     card = (tmp_path / "README.md").read_text()
     assert "questions: 12" in card and of_weights(model) in card and "library_name: foveate" in card
+
+
+def test_the_card_names_a_model_of_the_hub_but_no_folder_of_this_machine(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    for name, said in (("someone/a-model", "someone/a-model"), (str(tmp_path), tmp_path.name)):
+        model.name_or_path = name
+        foveate.save(fresh("metacompress", model), tmp_path / "saved", model=model)
+        card = (tmp_path / "saved" / "README.md").read_text()
+        assert f"- name: {said}\n" in card
+        assert ("base_model: someone/a-model" in card) == (said == name)
+
+
+SHIPPED_FOLDERS = sorted(SHIPPED.glob("*/*/"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED_FOLDERS, ids=lambda path: path.parent.name)
+@torch.no_grad()
+def test_shipped_weights_are_found_by_name(folder: Path) -> None:
+    model, processor = reference.load()
+    assert folder.name == of_weights(model)
+    sample = next(reference.samples("test", 1))
+    text = f"user: <image>\n{sample.turns[0][0]} assistant:"
+    inputs = processor(images=sample.image, text=text, return_tensors="pt")
+    with foveate.attach(model, folder.parent.name, keep=26, processor=processor) as run:
+        model(**inputs)
+    assert run.items[0].mapping.m == 26
+    assert isinstance(run.method, LearnedCompressor) and run.method.trained_on == folder.name
 
 
 @pytest.mark.parametrize("name", LEARNED)
