@@ -39,6 +39,7 @@ BUILT_IN: dict[str, str] = {
     "random": "foveate.methods.random:Random",
     "relevance": "foveate.methods.relevance:Relevance",
     "resize": "foveate.methods.resize:Resize",
+    "seek": "foveate.methods.seek:Seek",
     "sparsevlm": "foveate.methods.sparsevlm:SparseVLM",
     "tome": "foveate.methods.tome:ToMe",
     "trim": "foveate.methods.trim:Trim",

@@ -157,6 +157,15 @@ def _places(grid: Grid) -> Float[Tensor, "size 3"]:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).float()
 
 
+def fractions_of(grid: Grid) -> Float[Tensor, "size 3"]:
+    """(time, row, column) of every slot's centre, as fractions of the whole video or image."""
+    left, top, right, bottom = grid.box
+    start = torch.tensor([0.0, top, left])
+    extent = torch.tensor([1.0, bottom - top, right - left])
+    shape = torch.tensor([grid.frames, grid.height, grid.width])
+    return start + (_places(grid) + 0.5) / shape * extent
+
+
 def one_slot_per_cell(
     cells: Int[Tensor, " n"], m: int
 ) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:

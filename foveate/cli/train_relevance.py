@@ -1,4 +1,4 @@
-"""`foveate train relevance`: pairs of attention and relevance, and the net fitted to them."""
+"""`foveate train relevance`: what a method is told, and relevance, and the net fitted to them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from foveate.cli import options
 from foveate.cli.output import call, finish
 
 
+METHODS = ("relevance", "seek")
+
+
 def relevance(
     model: options.Model = "reference",
+    method: Annotated[
+        str, typer.Option(help="relevance (the published one), or seek.")
+    ] = "relevance",
     data: Annotated[
         str, typer.Option(help="scenes, a JSONL file, LAYOUT:FOLDER or hf:NAME.")
     ] = "scenes",
@@ -26,7 +32,13 @@ def relevance(
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
     batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
-    scaling: Annotated[str, typer.Option(help="Of the attention: count, share or log.")] = "count",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="field=value of the method; may be repeated."),
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option(help="Of attention in the labels: gradient (published) or mean.")
+    ] = "gradient",
     relu: Annotated[bool, typer.Option(help="Chefer's ReLU, which the paper leaves out.")] = False,
     explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logprob",
     limit: Annotated[int, typer.Option(help="Visual tokens of a prompt.", min=1)] = 1500,
@@ -40,30 +52,43 @@ def relevance(
     attn: options.Attn = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train the relevance compressor for a model.
+    """Train a method that predicts relevance for a model.
 
-    The model answers each question; of those that it answers right, attention and relevance are
-    stored. Interrupted, the same command goes on.
+    The model answers each question; of those that it answers right, relevance and what the
+    method is told are stored. Interrupted, the same command goes on.
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from foveate.cli.loading import Source
-    from foveate.methods.relevance import KINDS, Relevance
+    from foveate import catalog
+    from foveate.errors import UnknownName
+    from foveate.evaluation.settings import parse_method
+    from foveate.predicting import KINDS, RelevancePredictor
     from foveate.relevance import Rule
     from foveate.training.data import examples, split
     from foveate.training.relevance import Pairs, Settings, train
 
-    rule = Rule(relu=relu, explained=explained)
+    if method not in METHODS:
+        raise UnknownName("method that predicts relevance", method, METHODS)
+    rule = Rule(weighting=weighting, relu=relu, explained=explained)
     settings = Settings(epochs=epochs, batch=batch, rate=rate, seed=seed)
     dialogues = examples(data, count, seed)
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
-    method = Relevance(scaling=scaling, kinds=kinds)
+    fields = dict(parse_method(f"{method}:{','.join(change or [])}").fields)
+    chosen = catalog.make(method, **{"kinds": kinds, **fields})
+    assert isinstance(chosen, RelevancePredictor)
     learned, held = split(dialogues, validation, seed)
-    folder = out or Path("output") / "train" / f"relevance-seed{seed}"
+    folder = out or Path("output") / "train" / f"{method}-seed{seed}"
     loaded, processor = Source(model, revision, dtype, device_map, attn).load()
     pairs = Pairs(
-        loaded, processor, folder / "pairs", rule=rule, limit=limit, max_new_tokens=max_new_tokens
+        loaded,
+        processor,
+        folder / "pairs",
+        chosen,
+        rule=rule,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
     )
     with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
         task = progress.add_task("asking the model", total=len(dialogues))
@@ -75,7 +100,7 @@ def relevance(
             "rule": f"{rule}",
         }
         trained = train(
-            method,
+            chosen,
             loaded,
             pairs.read(learned),
             folder,
@@ -89,11 +114,18 @@ def relevance(
     shown.append(f"the compressor is in {trained.folder}")
     python = [
         "from foveate.training.relevance import Pairs, Settings, train",
-        call("pairs = Pairs", "model", "processor", repr(str(folder / "pairs")), rule=rule),
+        call(
+            "pairs = Pairs",
+            "model",
+            "processor",
+            repr(str(folder / "pairs")),
+            f"{chosen!r}",
+            rule=rule,
+        ),
         "pairs.fill(dialogues)",
         call(
             "train",
-            f"{method!r}",
+            f"{chosen!r}",
             "model",
             "pairs.read(dialogues)",
             repr(str(folder)),

@@ -37,20 +37,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping as Table
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from foveate import ops
 from foveate.compressor import DecoderMethod, Reads, VisualTokens
-from foveate.errors import BudgetError, StageNotAvailable
-from foveate.learned import LearnedCompressor
-from foveate.mapping import Mapping
+from foveate.errors import BudgetError
+from foveate.predicting import RelevancePredictor
 
 SCALINGS = ("count", "share", "log")
-KINDS = ("image", "video")
 
 
 class Predictor(nn.Module):
@@ -114,7 +112,7 @@ def observed(tokens: VisualTokens) -> Float[Tensor, " n"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Relevance(LearnedCompressor, DecoderMethod):
+class Relevance(RelevancePredictor, DecoderMethod):
     """Keep the tokens that a net predicts to be relevant to the answer, before decoder layer 0.
 
     Attributes:
@@ -122,22 +120,20 @@ class Relevance(LearnedCompressor, DecoderMethod):
             does not matter how much of it the picture gets; ``"log"`` the logarithm of that.
         channels: after each layer of the net.
         kernel: of its depthwise convolutions, odd.
-        kinds: what there are nets for.
     """
 
     scaling: str = "count"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     kernel: int = 3
-    kinds: tuple[str, ...] = KINDS
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.AHEAD})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = bool(self.channels) and min(self.channels) > 0 and self.kernel % 2 == 1
-        kinds = bool(self.kinds) and set(self.kinds) <= set(KINDS)
-        if not sizes or not kinds or self.scaling not in SCALINGS:
+        if not sizes or self.scaling not in SCALINGS:
             raise BudgetError(
-                f"Relevance needs channels, an odd kernel, kinds of {KINDS} and scaling of "
-                f"{SCALINGS}; got {self.channels}, {self.kernel}, {self.kinds}, {self.scaling!r}."
+                f"Relevance needs channels, an odd kernel and scaling of {SCALINGS}; got "
+                f"{self.channels}, {self.kernel}, {self.scaling!r}."
             )
 
     @property
@@ -145,21 +141,21 @@ class Relevance(LearnedCompressor, DecoderMethod):
         """The first."""
         return (0,)
 
-    def build(self, width: int) -> nn.Module:
-        """A `Predictor` of each kind; the tokens' width does not matter."""
-        return nn.ModuleDict({kind: Predictor(self.channels, self.kernel) for kind in self.kinds})
+    def net_of_kind(self, width: int) -> nn.Module:
+        """A `Predictor`; the tokens' width does not matter."""
+        return Predictor(self.channels, self.kernel)
 
-    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
-        m = tokens.n if keep is None else keep
-        kind = KINDS[tokens.is_video]
-        if kind not in self.kinds:
-            raise StageNotAvailable(
-                f"This relevance compressor was trained on {self.kinds[0]}s, and this is "
-                f"{'an image' if kind == 'image' else 'a video'}.\nTrain one for both: "
-                "foveate train relevance."
-            )
-        seen = scaled(observed(tokens), self.scaling)
-        nets = self.module(seen.device)
-        assert isinstance(nets, nn.ModuleDict)
-        score = nets[kind](seen[None])[0]  # (2); softmax keeps the order
-        return Mapping.select(ops.top(score, m).sort().values, tokens.n)
+    def observe(self, tokens: VisualTokens) -> dict[str, Tensor]:
+        """A_v."""
+        return {"attention": observed(tokens)}
+
+    def prepared(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A_v, scaled."""
+        return {"attention": scaled(seen["attention"].float(), self.scaling)}
+
+    def logits(
+        self, net: nn.Module, seen: Table[str, Tensor], there: Table[str, Bool[Tensor, "b _"]]
+    ) -> Float[Tensor, "b n"]:
+        """f of Eq. 2; softmax keeps the order."""
+        found: Tensor = net(seen["attention"], there["attention"])
+        return found

@@ -1,8 +1,9 @@
-"""Training the relevance compressor: what the first layer sees, and what the answer came from.
+"""Training methods that predict relevance: what they are told, and what the answer came from.
 
-    pairs = Pairs(model, processor, "output/pairs")
+    method = Relevance(kinds=("image",))
+    pairs = Pairs(model, processor, "output/pairs", method)
     pairs.fill(dialogues)
-    trained = train(Relevance(kinds=("image",)), model, pairs.read(dialogues), "output/relevance")
+    trained = train(method, model, pairs.read(dialogues), "output/relevance")
 
 The model is run once for each question, to collect pairs; the net is then trained without it
 (arXiv 2506.01097, section 3.3 and Appendix B).
@@ -27,14 +28,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from foveate import catalog, ops, relevance, saving
 from foveate.attach import attach
 from foveate.attach.prompt import Placed, placed
-from foveate.compressor import DecoderMethod, Reads, VisualTokens, resolve_keep
+from foveate.compressor import Compressor, Reads, Stage, VisualTokens, resolve_keep
 from foveate.errors import InputError
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, fingerprint
 from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
-from foveate.methods.relevance import KINDS, Predictor, Relevance, observed, scaled
+from foveate.methods.relevance import Relevance
+from foveate.predicting import KINDS, RelevancePredictor
 from foveate.relevance import Rule
 from foveate.training.learning import FOLDER, Trained, begin, finished, need
 from foveate.training.teacher import is_whole, read_tensors, write_tensors
@@ -48,7 +50,7 @@ from foveate.training.trainer import (
     quiet,
 )
 
-FORMAT = "1"
+FORMAT = "2"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
 SHARES = (0.5, 0.25, 0.1)  # budgets at which a prediction is measured
 
@@ -58,12 +60,12 @@ class Pair:
     """One picture of one question that the model answered right.
 
     Attributes:
-        attention: (n,) A_v, what the first layer's question tokens look at.
+        seen: what the method observed (`RelevancePredictor.observe`).
         relevance: (n,) R_v, of the answer.
         is_video: whether it is a video.
     """
 
-    attention: Float[Tensor, " n"]
+    seen: Table[str, Tensor]
     relevance: Float[Tensor, " n"]
     is_video: bool = False
 
@@ -103,39 +105,49 @@ def overlap(found: Float[Tensor, " n"], wanted: Float[Tensor, " n"], keep: int |
 
 
 @dataclasses.dataclass(frozen=True)
-class _Observing(DecoderMethod):
-    """Keeps everything, and notes what the first layer's question tokens look at."""
+class _Observing(Compressor):
+    """Keeps everything, and notes what a method would be told."""
 
-    noted: list[Tensor] = dataclasses.field(default_factory=list)
-    reads: ClassVar[frozenset[Reads]] = frozenset({Reads.AHEAD})
+    method: RelevancePredictor
+    noted: list[dict[str, Tensor]] = dataclasses.field(default_factory=list)
+
+    @property
+    def stage(self) -> Stage:  # type: ignore[override]
+        return self.method.stage
+
+    @property
+    def reads(self) -> frozenset[Reads]:  # type: ignore[override]
+        return self.method.reads
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return (0,)
+        return self.method.layers
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
-        self.noted.append(observed(tokens).cpu())
+        seen = self.method.observe(tokens)
+        self.noted.append({name: x.detach().cpu() for name, x in seen.items()})
         return Mapping.identity(tokens.n)
 
 
 @torch.no_grad()
-def attentions(
-    model: Any, inputs: dict[str, Any], processor: Any = None
-) -> list[Float[Tensor, " n"]]:
-    """A_v of each picture, row by row, as the attached compressor will see it.
+def observations(
+    method: RelevancePredictor, model: Any, inputs: dict[str, Any], processor: Any = None
+) -> list[dict[str, Tensor]]:
+    """What a method is told of each picture, row by row, as if it were attached.
 
     Args:
+        method: with or without parameters.
         model, inputs: the model and its inputs.
         processor: leaves the chat template's tokens out of the question.
     """
-    method = _Observing()
-    with attach(model, method, processor=processor, _force=True):
+    observing = _Observing(method)
+    with attach(model, observing, processor=processor, _force=True):
         model(**inputs, use_cache=False)
-    return method.noted
+    return observing.noted
 
 
 class Pairs:
-    """Attention and relevance of dialogues, on disk; each turn of a dialogue is a sample.
+    """What a method is told, and relevance, of dialogues; on disk, each turn is a sample.
 
     Earlier turns stand in the conversation with the model's own answers. Only turns that it
     answers right count, and only prompts of at most `limit` visual tokens.
@@ -144,6 +156,7 @@ class Pairs:
         model, processor: as loaded, in evaluation mode.
         folder: where the files are; made if absent. Every file's name is a hash of all that it
             depends on, so a folder may serve several runs, and an interrupted one goes on.
+        method: whose pairs they are; no field of it matters.
         rule: how relevance is computed.
         limit: visual tokens of a prompt.
         max_new_tokens: the longest answer.
@@ -154,15 +167,18 @@ class Pairs:
         model: Any,
         processor: Any,
         folder: str | Path,
+        method: RelevancePredictor | None = None,
         *,
         rule: Rule | None = None,
         limit: int = LIMIT,
         max_new_tokens: int = 16,
     ) -> None:
         self.model, self.processor, self.folder = model, processor, Path(folder)
+        self.method = method or Relevance()
         self.rule, self.limit, self.max_new_tokens = rule or Rule(), limit, max_new_tokens
         self._identity = {
             "format": FORMAT,
+            "method": catalog.name_of(self.method),
             "model": of_weights(model),
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
@@ -207,12 +223,16 @@ class Pairs:
         """
         found = []
         for each in dialogues:
-            tensors, _ = read_tensors(self.file(each))
-            count = sum(name.startswith("attention.") for name in tensors)
-            found += [
-                Pair(tensors[f"attention.{i}"], tensors[f"relevance.{i}"], each.is_video)
-                for i in range(count)
-            ]
+            tensors, metadata = read_tensors(self.file(each))
+            for i, picture in enumerate(json.loads(metadata["pictures"])):
+                begins = {f"picture.{picture}.", f"pair.{i}."}
+                seen = {
+                    name.removeprefix(begin): x
+                    for begin in begins
+                    for name, x in tensors.items()
+                    if name.startswith(begin)
+                }
+                found.append(Pair(seen, tensors[f"relevance.{i}"], each.is_video))
         return found
 
     def _compute(self, dialogues: Sequence[Dialogue]) -> None:
@@ -221,7 +241,7 @@ class Pairs:
             self.model, self.processor, dialogues, pictures, frozenset(), self.max_new_tokens
         )
         said: list[list[str]] = [[] for _ in dialogues]
-        found: list[list[Pair]] = [[] for _ in dialogues]
+        found: list[list[tuple[int, Pair]]] = [[] for _ in dialogues]
         for turn in range(max(len(each.turns) for each in dialogues)):
             rows = [i for i, each in enumerate(dialogues) if len(each.turns) > turn]
             inputs = batch.inputs(rows, turn, [said[row] for row in rows])
@@ -236,15 +256,25 @@ class Pairs:
             ):
                 continue
             maps = relevance.explain(self.model, inputs, answers, rule=self.rule)
-            seen = attentions(self.model, inputs, self.processor)
-            for p, a, r in zip(there, seen, maps, strict=True):
-                row = rows[p.row]
+            seen = observations(self.method, self.model, inputs, self.processor)
+            before: dict[int, int] = {}  # pictures of each row
+            for p, told, r in zip(there, seen, maps, strict=True):
+                row, picture = rows[p.row], before.get(p.row, 0)
+                before[p.row] = picture + 1
                 if self._counts(dialogues[row], turn, said[row], there, p.row):
-                    found[row].append(Pair(a, r, p.is_video))
+                    found[row].append((picture, Pair(told, r, p.is_video)))
         for dialogue, pairs, texts in zip(dialogues, found, said, strict=True):
-            tensors = {f"attention.{i}": each.attention for i, each in enumerate(pairs)}
-            tensors |= {f"relevance.{i}": each.relevance for i, each in enumerate(pairs)}
-            write_tensors(self.file(dialogue), tensors, {"answers": json.dumps(texts)})
+            tensors = {}
+            for i, (picture, each) in enumerate(pairs):
+                tensors[f"relevance.{i}"] = each.relevance
+                for name, x in each.seen.items():
+                    begin = f"picture.{picture}" if name in self.method.of_picture else f"pair.{i}"
+                    tensors.setdefault(f"{begin}.{name}", x.contiguous())
+            known = {
+                "answers": json.dumps(texts),
+                "pictures": json.dumps([picture for picture, _ in pairs]),
+            }
+            write_tensors(self.file(dialogue), tensors, known)
 
     def _counts(
         self, dialogue: Dialogue, turn: int, said: Sequence[str], there: Sequence[Placed], row: int
@@ -254,18 +284,18 @@ class Pairs:
         return dialogue.turns[turn].right(said[turn]) and 0 < tokens <= self.limit
 
 
-class Examples(Dataset[dict[str, Tensor]]):
+class Examples(Dataset[dict[str, Any]]):
     """Pairs as the net is given them.
 
     Args:
         pairs: of images and videos.
-        scaling: of the method.
+        method: that is trained.
     """
 
-    def __init__(self, pairs: Sequence[Pair], scaling: str) -> None:
+    def __init__(self, pairs: Sequence[Pair], method: RelevancePredictor) -> None:
         self._items = [
             {
-                "attention": scaled(each.attention.float(), scaling),
+                "seen": method.prepared(dict(each.seen)),
                 "labels": label(each.relevance.float()),
                 "video": torch.tensor(each.is_video),
             }
@@ -275,21 +305,27 @@ class Examples(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self._items[index]
 
 
-def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Pictures of different lengths side by side; `real` says which entries there are."""
-    lengths = [len(each["labels"]) for each in items]
-    found = {
-        name: nn.utils.rnn.pad_sequence([each[name] for each in items], batch_first=True)
-        for name in ("attention", "labels")
-    }
-    places = torch.arange(max(lengths))
-    found["real"] = places < torch.tensor(lengths)[:, None]
-    found["video"] = torch.stack([each["video"] for each in items])
-    return found
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pictures and questions of different lengths side by side.
+
+    Returns:
+        "seen" and "labels", padded with zeros; "there", of each entry of the former which rows
+        there are; "video".
+    """
+    pad = nn.utils.rnn.pad_sequence
+    seen, there = {}, {}
+    for name in items[0]["seen"]:
+        parts = [each["seen"][name] for each in items]
+        lengths = torch.tensor([len(each) for each in parts])
+        seen[name] = pad(parts, batch_first=True)
+        there[name] = torch.arange(int(lengths.max())) < lengths[:, None]
+    labels = pad([each["labels"] for each in items], batch_first=True)
+    video = torch.stack([each["video"] for each in items])
+    return {"seen": seen, "there": there, "labels": labels, "video": video}
 
 
 # ---------------------------------------------------------------- the training
@@ -317,15 +353,16 @@ class Settings:
 class Learner(nn.Module):
     """The nets of each kind with the loss, as the Trainer takes them."""
 
-    def __init__(self, net: nn.ModuleDict) -> None:
+    def __init__(self, method: RelevancePredictor) -> None:
         super().__init__()
-        self.net = net
+        assert isinstance(method.net, nn.ModuleDict)
+        self.net, self.method = method.net, method
 
     def forward(
         self,
-        attention: Float[Tensor, "b n"],
+        seen: dict[str, Tensor],
+        there: dict[str, Tensor],
         labels: Float[Tensor, "b n"],
-        real: Bool[Tensor, "b n"],
         video: Bool[Tensor, " b"],
     ) -> dict[str, Tensor]:
         """The mean of Eq. 3 over the batch, whatever kinds are in it."""
@@ -333,7 +370,8 @@ class Learner(nn.Module):
         for kind, net in self.net.items():
             rows = video == (kind == KINDS[1])
             if bool(rows.any()):
-                losses.append(divergence(labels[rows], net(attention[rows], real[rows])))
+                told, real = ({k: x[rows] for k, x in part.items()} for part in (seen, there))
+                losses.append(divergence(labels[rows], self.method.logits(net, told, real)))
         return {"loss": torch.cat(losses).mean()}
 
 
@@ -366,7 +404,7 @@ class _Watch(TrainerCallback):
 
 
 def train(
-    method: Relevance,
+    method: RelevancePredictor,
     model: nn.Module,
     pairs: Sequence[Pair],
     out: str | Path,
@@ -421,7 +459,7 @@ def train(
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
     begun = method if method.net is not None else method.initialised(model, settings.seed)
-    assert isinstance(begun, Relevance) and isinstance(begun.net, nn.ModuleDict)
+    assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=min(settings.batch, len(chosen)),
@@ -446,9 +484,9 @@ def train(
         running = RelevanceTrainer(
             settings,
             tell,
-            model=Learner(begun.net),
+            model=Learner(begun),
             args=arguments,
-            train_dataset=Examples(chosen, method.scaling),
+            train_dataset=Examples(chosen, method),
         )
         clear_torn(folder)
         last = last_checkpoint(folder)
@@ -468,29 +506,32 @@ def _identity(pairs: Sequence[Pair]) -> list[Any]:
     """How many pairs, and a hash of them."""
     found = hashlib.sha256()
     for each in pairs:
-        for values in (each.attention, each.relevance):
-            found.update(values.contiguous().numpy().tobytes())
+        for values in (*each.seen.values(), each.relevance):
+            found.update(values.contiguous().float().numpy().tobytes())
     return [len(pairs), found.hexdigest()[:16]]
 
 
 @torch.no_grad()
-def measure(method: Relevance, pairs: Sequence[Pair]) -> dict[str, float]:
+def measure(method: RelevancePredictor, pairs: Sequence[Pair]) -> dict[str, float]:
     """Means over pairs: Eq. 3, and the overlap with the most relevant tokens at some shares.
 
-    Beside it the same overlaps of the attention itself, which a net must beat.
+    Beside it the same overlaps of the attention itself, where a net is told that: it must beat it.
     """
     assert isinstance(method.net, nn.ModuleDict)
     sums: dict[str, list[float]] = {}
     for each in (p for p in pairs if KINDS[p.is_video] in method.kinds):
         net = method.net[KINDS[each.is_video]]
-        assert isinstance(net, Predictor)
-        given = scaled(each.attention.float(), method.scaling)
-        found = net(given[None].to(next(net.parameters()).device)).cpu()
-        values = {"loss": float(divergence(label(each.relevance.float())[None], found))}
+        device = next(net.parameters()).device
+        batch = collate([Examples([each], method)[0]])
+        told, there = ({k: x.to(device) for k, x in batch[k].items()} for k in ("seen", "there"))
+        found = method.logits(net, told, there).cpu()
+        values = {"loss": float(divergence(batch["labels"], found))}
         for share in SHARES:
             name = f"overlap at {100 * share:g} %"
             values[name] = overlap(found[0], each.relevance, share)
-            values[f"{name}, attention"] = overlap(each.attention, each.relevance, share)
+            if "attention" in each.seen:
+                attention = each.seen["attention"]
+                values[f"{name}, attention"] = overlap(attention, each.relevance, share)
         for name, value in values.items():
             sums.setdefault(name, []).append(value)
     return {name: sum(parts) / len(parts) for name, parts in sums.items()}

@@ -45,5 +45,5 @@ def test_it_trains_a_compressor_for_a_checkpoint(tmp_path: Path, capsys: Capture
     assert getattr(method, "kinds") == ("image",)  # noqa: B009  (of a learned one)
     with foveate.attach(model, method, keep=5):
         pass
-    assert main([*command, "--scaling", "none"]) != 0
+    assert main([*command, "--set", "scaling=none"]) != 0
     assert "scaling" in capsys.readouterr().err

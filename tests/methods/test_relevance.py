@@ -12,7 +12,7 @@ import foveate
 from foveate.attach.prompt import placed
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.relevance import Predictor, Relevance, observed, scaled
-from foveate.training.relevance import attentions
+from foveate.training.relevance import observations
 from tests.families.models import FAMILIES
 from tests.methods.given import look, rows, tokens
 
@@ -113,9 +113,11 @@ def test_scalings() -> None:
 def test_what_it_cannot_do_is_told() -> None:
     with pytest.raises(StageNotAvailable, match="trained on images, and this is a video"):
         made(kinds=("image",))(picture(is_video=True), 2)
-    for fields in ({"kernel": 2}, {"channels": ()}, {"kinds": ("sound",)}, {"scaling": "none"}):
+    for fields in ({"kernel": 2}, {"channels": ()}, {"scaling": "none"}):
         with pytest.raises(BudgetError, match="odd kernel"):
             Relevance(**fields)
+    with pytest.raises(BudgetError, match="kinds"):
+        Relevance(kinds=("sound",))
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def test_the_attention_is_what_the_layer_would_give() -> None:
     family = FAMILIES["qwen3_vl"]
     model, inputs = family.build("eager"), family.inputs(rows=1)
     truth = model(**inputs, output_attentions=True).attentions[0][0].mean(0)
-    seen = attentions(model, inputs)
+    seen = [each["attention"] for each in observations(Relevance(), model, inputs)]
     slots = placed(model, inputs)[0].slots
     after = torch.arange(int(slots[-1]) + 1, inputs["input_ids"].shape[1])
     expected = truth[after][:, slots].mean(0)

@@ -64,10 +64,11 @@ def test_the_loss_by_hand() -> None:
 
 def test_a_batch_of_both_kinds_and_all_lengths_is_the_mean_of_each() -> None:
     torch.manual_seed(0)
-    method = Relevance(channels=(4, 4)).drawn(8)
-    learner = Learner(method.net)  # type: ignore[arg-type]
-    pairs = [Pair(torch.rand(n), torch.randn(n), bool(n % 2)) for n in (7, 4, 9, 2)]
-    examples = Examples(pairs, "share")
+    method = Relevance(channels=(4, 4), scaling="share").drawn(8)
+    assert isinstance(method, Relevance)
+    learner = Learner(method)
+    pairs = [Pair({"attention": torch.rand(n)}, torch.randn(n), bool(n % 2)) for n in (7, 4, 9, 2)]
+    examples = Examples(pairs, method)
     each = [learner(**collate([examples[i]]))["loss"] for i in range(4)]
     together = learner(**collate([examples[i] for i in range(4)]))["loss"]
     torch.testing.assert_close(together, torch.stack(each).mean())
@@ -110,7 +111,8 @@ def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
         inputs = batch.inputs([0], turn, [said[:turn]])
         (truth,) = relevance.explain(loaded[0], inputs, max_new_tokens=4)
         torch.testing.assert_close(pair.relevance, truth, rtol=1e-3, atol=1e-6)
-        assert pair.attention.shape == truth.shape and pair.attention.min() >= 0
+        seen = pair.seen["attention"]
+        assert seen.shape == truth.shape and seen.min() >= 0
     again = Pairs(*loaded, tmp_path, max_new_tokens=4)
     again._compute = None  # type: ignore[method-assign, assignment]
     again.fill([one, two])  # nothing is computed twice
@@ -124,7 +126,7 @@ def easy(count: int, n: int = 24) -> list[Pair]:
     found = []
     for seed in range(count):
         attention = torch.rand(n, generator=torch.Generator().manual_seed(seed)) ** 4 / n
-        found.append(Pair(attention, attention.roll(1)))
+        found.append(Pair({"attention": attention}, attention.roll(1)))
     return found
 
 

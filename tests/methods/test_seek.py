@@ -1,0 +1,108 @@
+"""Seek: its net by hand, padding, and what it needs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from foveate import ops
+from foveate.compressor import Grid
+from foveate.errors import BudgetError, StageNotAvailable
+from foveate.methods.seek import Seek, Seekers
+from tests.methods.given import rows, tokens
+
+GELU_2 = 1.0 + math.erf(math.sqrt(2.0))  # gelu(2)
+
+
+def made(**fields: Any) -> Seek:
+    """Everything passes as it is, words are heard by all alike; no bias but against positions."""
+    method = Seek(inner=4, small=4, seekers=1, rounds=1, kinds=("image",), **fields).drawn(4)
+    assert isinstance(method, Seek) and isinstance(method.net, nn.ModuleDict)
+    net = method.net["image"]
+    assert isinstance(net, Seekers)
+    one: Any = net.rounds[0]
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" not in name:
+                parameter.zero_()
+        for each in (net.token, net.shown, net.word, one.hear.out_proj, one.ask):
+            each.weight.copy_(torch.eye(4))
+        one.hear.in_proj_weight[8:].copy_(torch.eye(4))  # values; queries and keys are zero
+        net.word.bias.copy_(-ops.sine_positions(1, 4)[0])
+    return method
+
+
+def picture(*words: int, **fields: Any) -> Any:
+    """Five tokens, each along one of four directions, the last as the first but longer."""
+    features = torch.eye(4)[[0, 1, 2, 3, 0]] * rows(1, 1, 1, 1, 7)[:, None]
+    question = 5 * torch.eye(4)[list(words)]
+    return tokens(features, question=question, **fields)
+
+
+def test_what_the_word_means_is_found() -> None:
+    # The word is 2 along its direction; its norm is sqrt(3) (1, -1/3, -1/3, -1/3). The one seeker
+    # hears the mean of itself (zero) and that. A token is gelu(2) along its own direction, whatever
+    # its length; their product is divided by sqrt(4).
+    near = 0.5 * math.sqrt(3) * GELU_2 / 2
+    far = -near / 3
+    found = made().score(picture(2))
+    torch.testing.assert_close(found, rows(far, far, near, far, far))
+    assert made()(picture(2), 1).anchors.tolist() == [2]
+    assert made()(picture(0), 2).anchors.tolist() == [0, 4]
+    assert made()(picture(3), 5).anchors.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_a_word_finds_is_known_in_the_next_round() -> None:
+    """With two rounds what the first one saw is added to what is looked for."""
+    once, twice = made(), made()
+    assert isinstance(twice.net, nn.ModuleDict)
+    net: Any = twice.net["image"]
+    net.rounds.append(net.rounds[0])
+    with torch.no_grad():
+        net.rounds[0].learn.weight.copy_(torch.eye(4))
+    a = once.score(picture(1))
+    seen = a.softmax(0) @ torch.eye(4)[[0, 1, 2, 3, 0]] * GELU_2
+    first = 0.5 * math.sqrt(3) * (torch.eye(4)[1] - torch.eye(4)[[0, 2, 3]].sum(0) / 3)
+    word = 2 * torch.eye(4)[1] + math.sqrt(3) * (torch.eye(4)[1] * 4 - 1) / 3 * 0.5
+    word_a = word @ torch.eye(4)[[0, 1, 2, 3, 0]].T * GELU_2 / 2
+    word = word + word_a.softmax(0) @ torch.eye(4)[[0, 1, 2, 3, 0]] * GELU_2
+    seeker = first + seen
+    norm = nn.LayerNorm(4, elementwise_affine=False)
+    heard = (norm(seeker) + norm(word)) / 2
+    expected = (seeker + heard) @ torch.eye(4)[[0, 1, 2, 3, 0]].T * GELU_2 / 2
+    torch.testing.assert_close(twice.score(picture(1)), expected)
+
+
+def test_shorter_ones_of_a_batch_are_as_alone() -> None:
+    method = Seek(kinds=("image",)).drawn(6)
+    assert isinstance(method, Seek) and isinstance(method.net, nn.ModuleDict)
+    net = method.net["image"]
+    assert isinstance(net, Seekers)
+    x, places, words = torch.randn(2, 9, 6), torch.rand(2, 9, 3), torch.randn(2, 5, 6)
+    real = torch.arange(9) < torch.tensor([[9], [4]])
+    said = torch.arange(5) < torch.tensor([[5], [2]])
+    found = net(x, places, words, real, said)
+    alone = net(x[1:, :4], places[1:, :4], words[1:, :2], real[1:, :4], said[1:, :2])
+    torch.testing.assert_close(found[1, :4], alone[0])
+    assert found[1, 4:].eq(-torch.inf).all() and found[0].isfinite().all()
+
+
+def test_places_are_fractions_of_the_whole_picture() -> None:
+    grid = Grid(1, 1, 2, box=(0.5, 0.0, 1.0, 0.5))
+    torch.testing.assert_close(ops.fractions_of(grid), rows([0.5, 0.25, 0.625], [0.5, 0.25, 0.875]))
+    clip = ops.fractions_of(Grid(2, 1, 1))
+    torch.testing.assert_close(clip, rows([0.25, 0.5, 0.5], [0.75, 0.5, 0.5]))
+
+
+def test_what_it_cannot_do_is_told() -> None:
+    with pytest.raises(StageNotAvailable, match="trained on images, and this is a video"):
+        made()(picture(1, is_video=True), 2)
+    with pytest.raises(StageNotAvailable, match="first in the chain"):
+        made()(tokens(torch.eye(4), Grid(1, 1, 3), question=torch.eye(4)), 2)
+    for fields in ({"small": 6}, {"seekers": 0}):
+        with pytest.raises(BudgetError, match="multiple of 4"):
+            Seek(**fields)
