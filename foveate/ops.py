@@ -201,6 +201,40 @@ def one_slot_per_cell(
     return index, cover
 
 
+def farthest_first(
+    x: Float[Tensor, "n d"], m: int, weight: Float[Tensor, " n"] | None = None
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
+    """Pick tokens far apart: each the one farthest from all before it, the first from the mean.
+
+    Args:
+        x: the tokens; distances are Euclidean.
+        m: how many.
+        weight: what a token's distance is multiplied by in the choice; 1 if None.
+
+    Returns:
+        (m,) the picks in their order, and (n,) for each token the row of its nearest pick, the
+        earlier of equally near ones; a pick's is its own.
+    """
+    n = len(x)
+    x = x - x.mean(0)
+    factor = torch.ones(n, device=x.device) if weight is None else weight
+    picks = [top(x.norm(dim=-1) * factor, 1)]
+    distance = torch.full((n,), torch.inf, device=x.device)
+    owner = torch.zeros(n, dtype=torch.long, device=x.device)
+    taken = torch.zeros(n, dtype=torch.bool, device=x.device)
+    for row in range(m):
+        to_pick = (x - x[picks[row]]).norm(dim=-1)
+        nearer = to_pick < distance
+        distance = torch.where(nearer, to_pick, distance)
+        owner = torch.where(nearer, row, owner)
+        taken[picks[row]] = True  # picks are out of it, also among equal tokens
+        if row < m - 1:
+            picks.append(top((distance * factor).masked_fill(taken, -torch.inf), 1))
+    found = torch.cat(picks)
+    owner[found] = torch.arange(m, device=x.device)
+    return found, owner
+
+
 def bipartite_matching(
     metric: Float[Tensor, "n h"], r: int, protected: int = 0
 ) -> Int[Tensor, " n"]:

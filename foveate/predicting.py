@@ -99,5 +99,6 @@ class RelevancePredictor(LearnedCompressor):
         return self.logits(nets[kind], seen, there)[0]
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        """P of the tokens that score highest."""
         m = tokens.n if keep is None else keep
         return Mapping.select(ops.top(self.score(tokens), m).sort().values, tokens.n)

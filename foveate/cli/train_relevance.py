@@ -10,7 +10,6 @@ import typer
 from foveate.cli import options
 from foveate.cli.output import call, finish
 
-
 METHODS = ("relevance", "seek")
 
 
@@ -32,6 +31,7 @@ def relevance(
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
     batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
+    schedule: Annotated[str, typer.Option(help="Of the rate: constant or cosine.")] = "constant",
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=value of the method; may be repeated."),
@@ -60,8 +60,8 @@ def relevance(
     from rich.console import Console
     from rich.progress import Progress
 
-    from foveate.cli.loading import Source
     from foveate import catalog
+    from foveate.cli.loading import Source
     from foveate.errors import UnknownName
     from foveate.evaluation.settings import parse_method
     from foveate.predicting import KINDS, RelevancePredictor
@@ -72,7 +72,7 @@ def relevance(
     if method not in METHODS:
         raise UnknownName("method that predicts relevance", method, METHODS)
     rule = Rule(weighting=weighting, relu=relu, explained=explained)
-    settings = Settings(epochs=epochs, batch=batch, rate=rate, seed=seed)
+    settings = Settings(epochs=epochs, batch=batch, rate=rate, schedule=schedule, seed=seed)
     dialogues = examples(data, count, seed)
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
     fields = dict(parse_method(f"{method}:{','.join(change or [])}").fields)

@@ -35,8 +35,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import torch
-
 from foveate import ops
 from foveate.compressor import Compressor, Stage, VisualTokens
 from foveate.mapping import Mapping
@@ -56,24 +54,7 @@ class Cover(Compressor):
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         n = tokens.n
         m = n if keep is None else keep
-        x = tokens.features.float()
-        x = x - x.mean(0)
-        picked = [ops.top(x.norm(dim=-1), 1)]  # (1)
-        # (2) distance of each token to its nearest pick, and which one that is
-        distance = torch.full((n,), torch.inf, device=x.device)
-        owner = torch.zeros(n, dtype=torch.long, device=x.device)
-        race = distance.clone()
-        for row in range(m):
-            to_pick = (x - x[picked[row]]).norm(dim=-1)
-            nearer = to_pick < distance
-            distance = torch.where(nearer, to_pick, distance)
-            owner = torch.where(nearer, row, owner)
-            race[picked[row]] = -torch.inf  # picked ones are out of it, also among equal tokens
-            race = torch.minimum(race, distance)
-            if row < m - 1:
-                picked.append(ops.top(race, 1))
-        anchors = torch.cat(picked)
+        anchors, owner = ops.farthest_first(tokens.features.float(), m)  # (1), (2)
         if not self.merge:
             return Mapping.select(anchors.sort().values, n)
-        owner[anchors] = torch.arange(m, device=x.device)  # (3); equal picks keep themselves
-        return Mapping.assign(owner, anchors).in_raster_order()
+        return Mapping.assign(owner, anchors).in_raster_order()  # (3)

@@ -156,6 +156,6 @@ class Relevance(RelevancePredictor, DecoderMethod):
     def logits(
         self, net: nn.Module, seen: Table[str, Tensor], there: Table[str, Bool[Tensor, "b _"]]
     ) -> Float[Tensor, "b n"]:
-        """f of Eq. 2; softmax keeps the order."""
+        """What f of Eq. 2 gives; softmax keeps the order."""
         found: Tensor = net(seen["attention"], there["attention"])
         return found

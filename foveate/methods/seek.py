@@ -3,8 +3,9 @@
 What it does:
     Reads the question's words and the projected tokens, and predicts from both how relevant each
     token will be to the answer. Words attend to one another; then they and a few learned seekers
-    look at the tokens, twice, so that what one word finds can be looked for by another. The most
-    relevant tokens stay; all layers run on those alone.
+    look at the tokens, twice, so that what one word finds can be looked for by another. Then it
+    picks tokens far apart, as `cover` does, but relevant ones sooner, and merges the rest into them.
+    All layers run on those alone.
 
 The mapping:
     x_j (d) the tokens and w_i (d) the l words' embeddings, each divided by its root mean square;
@@ -14,9 +15,12 @@ The mapping:
         z <- z + attention among z; z <- z + mlp(z); a = Q z y^T / sqrt(width);
         z <- z + V softmax(a) y
     (3) R_j = logsumexp over the seekers of (a_sj + u z_s) + v h_j, with a of the last round
-    P = one-hot rows of the m largest R_j, in raster order.
-    All matrices were trained to give what `foveate.relevance.explain` gives with the full model's
-    answer. A token passes (1) once; nothing compares tokens with each other.
+    (4) r_j = (exp(R_j - max R) + 0.001)^focus; first pick: argmax_j of r_j |x_j - mean|; next pick:
+    argmax_j of r_j min over picks i of |x_j - x_i|, tokens as they are.
+    (5) row i of P = mean of the tokens whose nearest pick is i (`merge`), else one-hot. With
+    spread=False, one-hot rows of the m largest R_j.
+    The matrices of (1) to (3) were trained to give what `foveate.relevance.explain` gives with the
+    full model's answer. A token passes (1) once; only (4) compares tokens with each other.
 
 Needs:
     Weights trained for the model (`foveate train relevance --method seek`). The question, and
@@ -50,10 +54,12 @@ from torch.nn import functional as F
 from foveate import ops
 from foveate.compressor import Reads, Stage, VisualTokens
 from foveate.errors import BudgetError, StageNotAvailable
+from foveate.mapping import Mapping
 from foveate.predicting import RelevancePredictor
 
 _WAVES = 6  # of a place: pi, 2 pi, 4 pi ... across the picture
 _HEADS = 4
+_FLOOR = 1e-3  # of relevance, as a share of the largest
 
 
 class Round(nn.Module):
@@ -80,7 +86,7 @@ class Round(nn.Module):
         said: Bool[Tensor, "b q"],
         real: Bool[Tensor, "b n"],
     ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b q n"]]:
-        """z after the round, and a."""
+        """Give z after the round, and a."""
         x = self.norm(z)
         z = z + self.hear(x, x, x, key_padding_mask=~said, need_weights=False)[0]
         z = z + self.think(z)
@@ -153,22 +159,32 @@ class Seek(RelevancePredictor):
         small: width in which words look at tokens; a multiple of four.
         seekers: how many things may be looked for at a time.
         rounds: how often words look before it counts.
+        focus: how much relevance counts against distance; 0 is `cover`.
+        spread: whether distance counts at all.
+        merge: whether tokens that were not picked are merged, or dropped.
     """
 
     inner: int = 64
     small: int = 32
     seekers: int = 4
     rounds: int = 2
+    focus: float = 0.15
+    spread: bool = True
+    merge: bool = True
     stage: ClassVar[Stage] = Stage.INPUT
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.QUESTION})
     of_picture: ClassVar[frozenset[str]] = frozenset({"tokens", "places"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.inner, self.small, self.seekers, self.rounds) < 1 or self.small % _HEADS:
+        if (
+            min(self.inner, self.small, self.seekers, self.rounds) < 1
+            or self.small % _HEADS
+            or (self.focus < 0)
+        ):
             raise BudgetError(
-                f"Seek needs inner, seekers, rounds >= 1 and small a multiple of {_HEADS}; got "
-                f"{self.inner}, {self.seekers}, {self.rounds}, {self.small}."
+                f"Seek needs inner, seekers, rounds >= 1, small a multiple of {_HEADS} and focus >= "
+                f"0; got {self.inner}, {self.seekers}, {self.rounds}, {self.small}, {self.focus}."
             )
 
     def net_of_kind(self, width: int) -> nn.Module:
@@ -206,3 +222,16 @@ class Seek(RelevancePredictor):
         given = [seen[name].to(wanted) for name in ("tokens", "places", "words")]
         found: Tensor = net(*given, there["tokens"], there["words"])
         return found
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        """P of what is both relevant and far apart."""
+        if not self.spread:
+            return super().__call__(tokens, keep)
+        m = tokens.n if keep is None else keep
+        score = self.score(tokens)
+        weight = ((score - score.max()).exp() + _FLOOR) ** self.focus  # r of (4)
+        x = tokens.features
+        anchors, owner = ops.farthest_first(x if x.dtype == torch.float64 else x.float(), m, weight)
+        if not self.merge:
+            return Mapping.select(anchors.sort().values, tokens.n)
+        return Mapping.assign(owner, anchors).in_raster_order()  # (5)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ from foveate import catalog, ops, relevance, saving
 from foveate.attach import attach
 from foveate.attach.prompt import Placed, placed
 from foveate.compressor import Compressor, Reads, Stage, VisualTokens, resolve_keep
-from foveate.errors import InputError
+from foveate.errors import InputError, UnknownName
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, fingerprint
@@ -52,6 +52,7 @@ from foveate.training.trainer import (
 
 FORMAT = "2"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
+SCHEDULES = ("constant", "cosine")
 SHARES = (0.5, 0.25, 0.1)  # budgets at which a prediction is measured
 
 
@@ -339,6 +340,7 @@ class Settings:
         epochs: passes over the pairs.
         batch: pairs of a step.
         rate: of Adam.
+        schedule: of the rate: ``"constant"``, or ``"cosine"`` down to zero.
         seed: of the first parameters and of the order.
         save_every: steps between checkpoints.
     """
@@ -346,8 +348,13 @@ class Settings:
     epochs: int = 100
     batch: int = 128
     rate: float = 1e-3
+    schedule: str = "constant"
     seed: int = 0
     save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UnknownName("schedule", self.schedule, SCHEDULES)
 
 
 class Learner(nn.Module):
@@ -467,7 +474,7 @@ def train(
         optim="adamw_torch",
         weight_decay=0.0,  # without decay AdamW is Adam
         learning_rate=settings.rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=settings.schedule,
         max_grad_norm=0.0,
         seed=settings.seed,
         logging_steps=50,

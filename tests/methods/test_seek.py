@@ -51,9 +51,31 @@ def test_what_the_word_means_is_found() -> None:
     far = -near / 3
     found = made().score(picture(2))
     torch.testing.assert_close(found, rows(far, far, near, far, far))
-    assert made()(picture(2), 1).anchors.tolist() == [2]
-    assert made()(picture(0), 2).anchors.tolist() == [0, 4]
-    assert made()(picture(3), 5).anchors.tolist() == [0, 1, 2, 3, 4]
+    alone = made(spread=False)
+    assert alone(picture(2), 1).anchors.tolist() == [2]
+    assert alone(picture(0), 2).anchors.tolist() == [0, 4]
+    assert alone(picture(3), 5).anchors.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_relevant_ones_are_picked_sooner() -> None:
+    """Tokens at 0, 1, 4, 10 and -4 on a line, mean 2.2; the second is relevant."""
+    score = rows(-50, 0, -50, -50, -50)
+    line = tokens(rows(0, 1, 4, 10, -4)[:, None])
+
+    class Given(Seek):
+        def score(self, tokens: Any) -> Any:
+            return score
+
+    # Every other token's distance counts a thousandth: from the mean 1.2 against .0078.
+    assert Given(focus=1.0, merge=False)(line, 1).anchors.tolist() == [1]
+    # Then the farthest from 1 is 10, then -4: they are 9 and 5 away.
+    assert Given(focus=1.0, merge=False)(line, 3).anchors.tolist() == [1, 3, 4]
+    found = Given(focus=1.0)(line, 3)
+    assert found.anchors.tolist() == [1, 3, 4]
+    assert found.apply(line.features).flatten().tolist() == pytest.approx([5 / 3, 10, -4])
+    # Without focus it is cover: 10, which is 7.8 from the mean, then -4.
+    assert Given(focus=0.0, merge=False)(line, 2).anchors.tolist() == [3, 4]
+    assert Given(spread=False)(line, 2).anchors.tolist() == [0, 1]
 
 
 def test_what_a_word_finds_is_known_in_the_next_round() -> None:
@@ -103,6 +125,6 @@ def test_what_it_cannot_do_is_told() -> None:
         made()(picture(1, is_video=True), 2)
     with pytest.raises(StageNotAvailable, match="first in the chain"):
         made()(tokens(torch.eye(4), Grid(1, 1, 3), question=torch.eye(4)), 2)
-    for fields in ({"small": 6}, {"seekers": 0}):
+    for fields in ({"small": 6}, {"seekers": 0}, {"focus": -1.0}):
         with pytest.raises(BudgetError, match="multiple of 4"):
             Seek(**fields)
