@@ -4,8 +4,8 @@ What it does:
     Reads the question's words and the projected tokens, and predicts from both how relevant each
     token will be to the answer. Words attend to one another; then they and a few learned seekers
     look at the tokens, twice, so that what one word finds can be looked for by another. Then it
-    picks tokens far apart, as `cover` does, but relevant ones sooner, and merges the rest into them.
-    All layers run on those alone.
+    picks tokens far apart, as `cover` does, but relevant ones sooner, and merges the rest into
+    them. All layers run on those alone.
 
 The mapping:
     x_j (d) the tokens and w_i (d) the l words' embeddings, each divided by its root mean square;
@@ -168,7 +168,7 @@ class Seek(RelevancePredictor):
     small: int = 32
     seekers: int = 4
     rounds: int = 2
-    focus: float = 0.15
+    focus: float = 0.3
     spread: bool = True
     merge: bool = True
     stage: ClassVar[Stage] = Stage.INPUT
@@ -177,14 +177,12 @@ class Seek(RelevancePredictor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            min(self.inner, self.small, self.seekers, self.rounds) < 1
-            or self.small % _HEADS
-            or (self.focus < 0)
-        ):
+        sizes = min(self.inner, self.small, self.seekers, self.rounds) > 0
+        if not sizes or self.small % _HEADS or self.focus < 0:
             raise BudgetError(
-                f"Seek needs inner, seekers, rounds >= 1, small a multiple of {_HEADS} and focus >= "
-                f"0; got {self.inner}, {self.seekers}, {self.rounds}, {self.small}, {self.focus}."
+                f"Seek needs inner, seekers and rounds of 1 at least, small a multiple of {_HEADS} "
+                f"and focus >= 0;\ngot {self.inner}, {self.seekers}, {self.rounds}, {self.small}, "
+                f"{self.focus}."
             )
 
     def net_of_kind(self, width: int) -> nn.Module:
