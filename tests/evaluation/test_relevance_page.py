@@ -1,4 +1,4 @@
-"""The page on what can be predicted before the first layer: settings, layers, and what is learned."""
+"""The page on what can be predicted before the first layer: its settings, and what layers see."""
 
 from __future__ import annotations
 
