@@ -46,7 +46,7 @@ from foveate.training.relevance import Pairs, Settings, label, overlap, train
 DOCS = Path(__file__).parents[1] / "docs"
 BUDGETS = (0.5, 0.25, 0.1, 0.05)
 SHARE = 0.1  # the most relevant tokens that a ranking should find
-BESIDE = ("random", "uniform", "cover", "fastv")
+BESIDE = ("uniform", "cover", "fastv")
 GRADIENT, RELU, MEAN = Rule(), Rule(relu=True), Rule(weighting="mean")
 RULES = {"gradient": GRADIENT, "gradient, ReLU": RELU, "mean": MEAN}
 
@@ -191,10 +191,15 @@ def learn(store: Path, model: Any, processor: Any, count: int, held: int) -> Non
         )
 
 
+def trained(runs: Path) -> dict[str, Variant]:
+    """The variants that are there."""
+    return {k: v for k, v in VARIANTS.items() if (runs / k / FOLDER / saving.FILE).is_file()}
+
+
 def groups(runs: Path) -> dict[str, tuple[Setting, ...]]:
-    """Name and budget -> settings: every variant, and what is not trained."""
+    """Name and budget -> settings: every variant that is there, and what is not trained."""
     found = {}
-    for name in VARIANTS:
+    for name in trained(runs):
         for (setting,) in expand([str((runs / name / FOLDER).resolve())], BUDGETS):
             found[f"{name} {setting.keep}"] = (setting,)
     for each in expand(BESIDE, BUDGETS):
@@ -209,7 +214,7 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
     """The page, from what is stored."""
     full = found.right([FULL])
     assert full is not None
-    asked = groups(store)
+    asked, there = groups(store), trained(store)
     rows = [
         f"| | {' | '.join(RULES)} |",
         "| --- |" + " --- |" * len(RULES),
@@ -232,14 +237,14 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
         cells = []
         for keep in BUDGETS:
             right = found.right([each.key for each in asked[f"{name} {keep}"]])
-            if right is None:
-                cells.append("out of reach")
+            if right is None:  # also what this budget is out of reach of
+                cells.append("not asked")
                 continue
             (value, low, high), _ = found.apart(right, full)
             cells.append(f"{found.accuracy(right):.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
         return f"| {says} | {pairs} | {overlaps} | {' | '.join(cells)} |"
 
-    for name, variant in VARIANTS.items():
+    for name, variant in there.items():
         record = json.loads((store / name / FOLDER / saving.FILE).read_text())["training"]
         share = record["measured"]["overlap at 10 %"]
         lines.append(row_of(name, variant.says, str(record["data"]["pairs"]), f"{share:.2f}"))
@@ -258,9 +263,12 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
         for keep in BUDGETS:
             a, b = (
                 found.right([each.key for each in asked[f"{name} {keep}"]])
+                if f"{name} {keep}" in asked
+                else None
                 for name in (better, worse)
             )
-            assert a is not None and b is not None
+            if a is None or b is None:
+                continue
             (value, low, high), p = found.apart(a, b)
             named = [VARIANTS[n].says if n in VARIANTS else f"`{n}`" for n in (better, worse)]
             gains.append(

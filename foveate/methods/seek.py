@@ -221,6 +221,12 @@ class Seek(RelevancePredictor):
         found: Tensor = net(*given, there["tokens"], there["words"])
         return found
 
+    def fitted(self, model: nn.Module) -> Seek:
+        """With weights for this model; how they are used stays as it was asked for."""
+        found = super().fitted(model)
+        assert isinstance(found, Seek)
+        return dataclasses.replace(found, focus=self.focus, spread=self.spread, merge=self.merge)
+
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """P of what is both relevant and far apart."""
         if not self.spread:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from foveate import ops
+from foveate import ops, reference
 from foveate.compressor import Grid
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.seek import Seek, Seekers
@@ -128,3 +128,12 @@ def test_what_it_cannot_do_is_told() -> None:
     for fields in ({"small": 6}, {"seekers": 0}, {"focus": -1.0}):
         with pytest.raises(BudgetError, match="multiple of 4"):
             Seek(**fields)
+
+
+def test_shipped_weights_are_used_as_asked() -> None:
+    """The widths are the saved ones; what is no matter of training is the caller's."""
+    model, _ = reference.load()
+    found = Seek(focus=0.7, merge=False).fitted(model)
+    assert found.net is not None and (found.inner, found.small) == (128, 64)
+    assert (found.focus, found.merge, found.spread) == (0.7, False, True)
+    assert found.fitted(model) == found
