@@ -97,9 +97,12 @@ VARIANTS = {
         "tokens and words, mean labels", dataclasses.replace(_SEEK, spread=False), MEAN, _FAST
     ),
     "seek-top": Variant(
-        "the same, more scenes", dataclasses.replace(_SEEK, spread=False), MEAN, _FAST, many=True
+        "tokens and words, mean labels, more scenes", dataclasses.replace(_SEEK, spread=False),
+        MEAN, _FAST, many=True,
     ),
-    "seek": Variant("the same, far apart and merged (`seek`)", _SEEK, MEAN, _FAST, many=True),
+    "seek": Variant(
+        "the same, picked far apart and the rest merged (`seek`)", _SEEK, MEAN, _FAST, many=True
+    ),
 }  # fmt: skip
 
 
@@ -303,9 +306,9 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
             "",
             "## What was learned, and what it brings",
             "",
-            "Nets on the first layer's attention have 32, 64 and 64 channels instead of the "
-            "published five layers up to 512, to save time. `seek` reads the projected tokens and "
-            f"the question's words instead. {facts['dialogues']} test dialogues, "
+            "`seek` is told the projected tokens and the question's words. Nets that are told the "
+            "first layer's attention have 32, 64 and 64 channels here, not the published five "
+            f"layers up to 512, to save time. {facts['dialogues']} test dialogues, "
             f"{int(found.asked.sum())} questions, full model {found.accuracy(full):.3f}; one seed. "
             "*Pairs* are those that a net was trained on, *found at 10 %* the share of the most "
             "relevant validation tokens that it finds, by its own labels' rule. In brackets: the "
