@@ -267,8 +267,8 @@ class Compressor(abc.ABC):
 
     @property
     def prompt_aware(self) -> bool:
-        """Whether P depends on the prompt's text: read as such, or through the decoder."""
-        return bool(self.reads & _PROMPT)
+        """Whether P depends on the prompt's text: any part reads it as such, or the decoder."""
+        return any(part.reads & _PROMPT for part in self.parts)
 
     @property
     def parts(self) -> tuple[Compressor, ...]:
