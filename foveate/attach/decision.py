@@ -356,6 +356,15 @@ class Decision:
         mask = looked.mask
         if mask is not None:
             mask = mask[row if len(mask) > 1 else 0]
+        def ones() -> Tensor:
+            if looked.rotations is None:
+                raise StageNotAvailable(
+                    f"{type(self.inside).__name__} reads the position encoding of decoder layer "
+                    f"{looked.layer}, which this model does not show."
+                )
+            turned = self.adapter.turned_ones(looked.rotations)
+            return turned[row if len(turned) > 1 else 0]
+
         return LayerAttention(
             q=looked.q[row].detach(),
             k=looked.k[row].detach(),
@@ -367,6 +376,7 @@ class Decision:
             question=places(live.question),
             everyone=real.nonzero().flatten().to(device),
             last=int(places([live.last])[0]),
+            ones=ones,
         )
 
     def _question(

@@ -113,7 +113,8 @@ class Decoder:
         if getattr(held, "is_compileable", False):
             segment = None if now.tables is None else now.tables.segment(layer)
             offset = now.past if segment is None else segment.length(now.past)
-        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale_of(q, kwargs), offset)
+        scale = scale_of(q, kwargs)
+        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale, offset, now.rotations)
 
     def trains(self) -> bool:
         """Whether a backward pass may run the layers again."""

@@ -46,6 +46,7 @@ INSIDE = {
     if catalog.method_class(name).stage == Stage.DECODER
 }
 INSIDE["polymorphic's second stage"] = catalog.make("polymorphic", stages="prune")
+INSIDE["sparsevlm v2"] = catalog.make("sparsevlm", recycle=False, gravity=True, heads=14 / 32)
 OUTSIDE = [name for name in METHODS if name not in INSIDE]
 # Of the former, those that drop before the first layer: no layer runs on everything.
 AT_ONCE = [name for name, method in INSIDE.items() if 0 in method.layers_in(LAYERS)]
