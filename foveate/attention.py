@@ -109,8 +109,7 @@ class LayerAttention:
         """
         if self.ones is None:
             raise StageNotAvailable(
-                "This attention comes without its position encoding.\n"
-                "Attach the method to a model."
+                "This attention comes without its position encoding.\nAttach the method to a model."
             )
         turned = F.normalize(self.ones().float(), dim=-1)
         return turned[which.to(turned.device)] @ turned[self.visual.to(turned.device)].mT

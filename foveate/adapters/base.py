@@ -321,7 +321,7 @@ class Adapter(abc.ABC):
                 f"The vision tower of {self.config.model_type!r} takes no smaller pictures here, "
                 "so stage 'image' is not available.\nResize the image before the processor."
             )
-        if plan.merges and not self.mergeable:
+        if (plan.merges or plan.windows is not None) and not self.mergeable:
             raise StageNotAvailable(
                 f"The vision tower of {self.config.model_type!r} cannot merge tokens between its "
                 "blocks, so stage 'encoder' is not available.\nUse a method that acts at "

@@ -29,7 +29,15 @@ from foveate.attach.forward import Item, Live, Looked, Pass, fill, gather, inver
 from foveate.attach.layers import LayerHook
 from foveate.attach.probe import probed, scale_of
 from foveate.attach.prompt import Placed, Prompt
-from foveate.attach.tables import Segment, Tables, compress, tables_of, widen_static_windows
+from foveate.attach.tables import (
+    Segment,
+    Tables,
+    check_settles,
+    compress,
+    settle,
+    tables_of,
+    widen_static_windows,
+)
 from foveate.compressor import Reads, VisualTokens
 from foveate.errors import AttachError, StageNotAvailable
 from foveate.mapping import Mapping
@@ -182,6 +190,8 @@ class Decoder:
         if now.kept or now.layers:
             now.tables = self._tables(now, kwargs, module)
             now.cache = kwargs.get("past_key_values")
+            if self.decision.settled is not None and now.tables is not None:
+                check_settles(now.cache, self.decision.settled)
         positions.rewrite(now, kwargs, self.decision.positions)
         if self.decision.inside is not None and self.decision.positions == "reindex":
             positions.note_ids(now, kwargs)
@@ -414,6 +424,8 @@ class Decoder:
             for segment in tables.segments:
                 segment.shift = now.shifts.get(segment.first_layer, segment.shift)
             tables.seen = total
+            if now.live and self.decision.settled is not None:
+                settle(now.cache, self.decision.settled)
         if now.live:
             now.prefill_seconds = time.perf_counter() - now.opened
             self.on_prefill(now)

@@ -235,6 +235,16 @@ def test_no_method_depends_on_batch_mates(name: str, family: str) -> None:
         check_batch_mates(case, ready(name, case.model()), keep=keep)
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in REFUSED["tome"]])
+@torch.no_grad()
+def test_windows_and_cut_caches_do_not_depend_on_batch_mates(family: str) -> None:
+    """All of MustDrop: each tile of a batch is left with a number of tokens of its own."""
+    method = catalog.make("mustdrop", alike=0.3, settle=True)
+    check_batch_mates(Case(family, images=(1, 2)), method, keep=AVERAGE)
+    stated = catalog.make("mustdrop", alike=0.3, settle=True, together=0.05, single=0.05)
+    check_batch_mates(Case(family, "eager", torch.float32, images=(1, 2)), stated)
+
+
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
 def test_half_precision_is_finite(name: str) -> None:
