@@ -424,8 +424,9 @@ class Decoder:
             for segment in tables.segments:
                 segment.shift = now.shifts.get(segment.first_layer, segment.shift)
             tables.seen = total
-            if now.live and self.decision.settled is not None:
-                settle(now.cache, self.decision.settled)
+            first = self.decision.settled
+            if now.live and first is not None and not faults.is_on("cache_not_cut"):
+                settle(now.cache, first)
         if now.live:
             now.prefill_seconds = time.perf_counter() - now.opened
             self.on_prefill(now)

@@ -232,9 +232,9 @@ def check_settles(cache: Any, first: int) -> None:
     for index, layer in enumerate(cache.layers):
         if index >= first and type(layer) is not DynamicLayer:
             raise StageNotAvailable(
-                f"Decoder layer {index} keeps its keys in a {type(layer).__name__}, which cannot be "
-                "cut after the prefill.\nUse a method that leaves caches alone, or a dynamic cache "
-                "and a model without sliding windows."
+                f"The {type(layer).__name__} of decoder layer {index} cannot be cut after the "
+                "prefill.\nUse a dynamic cache and a model without sliding windows, or a method "
+                "that leaves caches alone."
             )
 
 

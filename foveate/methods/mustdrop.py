@@ -1,10 +1,11 @@
 """MustDrop: protect what the vision tower looks at, drop what the text as a whole ignores.
 
 What it does:
-    In the vision tower windows of alike patches become one token each. The tower's most-attended tokens are a key set that stays to the end. At four depths of the
-    decoder the tokens that all text together, and every single text token, pays little attention
-    to are dropped. After the prefill the caches of layers before the last drop are cut to what is
-    left. By default only the middle one of these stages acts: `alike` and `settle` add the others.
+    In the vision tower windows of alike patches become one token each. The tower's most-attended
+    tokens are a key set that stays to the end. At four depths of the decoder the tokens that all
+    text together, and every single text token, pays little attention to are dropped. After the
+    prefill the caches of the layers before the last drop are cut to what is left. By default only
+    the decoder's stage acts: `alike` and `settle` add the other two, and so do the presets.
 
 The mapping:
     (0) `alike`: after the tower's first block, windows of 3 x 3 slots whose mean cosine between two

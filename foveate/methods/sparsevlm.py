@@ -24,13 +24,18 @@ Needs:
 
 Differs from the paper's code:
     By default this is v1.5: fixed counts. (The ICML text's rank rule decides the count itself and
-    is left out.) A merged token lives where its cluster's centre was; there it goes to the end of the
-    picture. Position ids stay; the presets number deeper layers' tokens anew, as there. A tie goes
+    is left out.) A merged token lives where its cluster's centre was; there it goes to the end of
+    the picture. Position ids stay; the presets number deeper layers' tokens anew, as there. A tie goes
     to the lower slot, where released code adds noise. With no rater at all every text token rates
     (NaN there).
     Preset counts include merged tokens: 309/204/113, 312/117/39, 249/55/27, 82/32/18. Averaged
     over executed layers they are 206.5, 145.4, 114.1 and 82.2: the authors' accounting ("192",
-    "128", "96", "64") takes the deciding layer as already reduced.
+    "128", "96", "64") takes the deciding layer as already reduced. v2's are 206.8, 144.1, 113.9
+    and 81.8.
+    v2 divides by <R_i 1, R_j 1> / sqrt(d) as it is, which orders alike; here w counts as 0.1 at
+    least. In LLaVA-1.5 it is above that up to a distance of 650, so nothing changes there; where
+    it falls to 0 or below, the division would blow up or turn the sign. v2's `keep` falls as
+    v1.5's counts do. Other numbers of heads take the same share, 14/32.
 
 When it fails:
     Questions of common words: V T^T of raw embeddings says little, and saturates for long ones.

@@ -92,7 +92,7 @@ def check_budget(method: Compressor, items: list[Item], keep: int | float) -> No
         wanted = resolve_keep(keep, item.n)
         last = method.parts[-1]
         if last.stage == Stage.DECODER and 0 not in last.layers_in(LAYERS):
-            # VTW withdraws everything at once: its layer is whole, and less than one may be missing.
+            # VTW withdraws everything at once: its layer is whole, less than one may be missing.
             under = item.n / LAYERS if isinstance(method, VTW) else 0.5
             assert -under - 1e-9 <= item.average(LAYERS) - wanted <= 0.5 + 1e-9
         else:

@@ -168,7 +168,7 @@ def test_rows_and_ends_of_cut_caches() -> None:
 def test_caches_that_cannot_be_cut_are_refused(name: str) -> None:
     with pytest.raises(StageNotAvailable, match="cannot be cut after the prefill"):
         check_generate(Case(name), CUT)
-    with pytest.raises(StageNotAvailable, match="StaticLayer"):
+    with pytest.raises(StageNotAvailable, match="StaticLayer of decoder layer"):
         check_static_cache(Case("llava"), CUT)
 
 
