@@ -25,9 +25,9 @@ Needs:
 Differs from the paper's code:
     By default this is v1.5: fixed counts. (The ICML text's rank rule decides the count itself and
     is left out.) A merged token lives where its cluster's centre was; there it goes to the end of
-    the picture. Position ids stay; the presets number deeper layers' tokens anew, as there. A tie goes
-    to the lower slot, where released code adds noise. With no rater at all every text token rates
-    (NaN there).
+    the picture. Position ids stay; v1.5's presets number deeper layers' tokens anew, as there. A
+    tie goes to the lower slot, where released code adds noise. With no rater at all every text
+    token rates (NaN there).
     Preset counts include merged tokens: 309/204/113, 312/117/39, 249/55/27, 82/32/18. Averaged
     over executed layers they are 206.5, 145.4, 114.1 and 82.2: the authors' accounting ("192",
     "128", "96", "64") takes the deciding layer as already reduced. v2's are 206.8, 144.1, 113.9
