@@ -13,6 +13,7 @@ from foveate import catalog, reference
 from foveate.errors import SavedFileError
 from foveate.fingerprint import of_weights
 from foveate.learned import SHIPPED, LearnedCompressor
+from foveate.methods.metacompress import MetaCompress
 from tests.families.models import FAMILIES
 
 LEARNED = [name for name in catalog.names() if catalog.method_class(name).trainable]
@@ -65,6 +66,31 @@ def test_shipped_weights_are_found_by_name(folder: Path) -> None:
         model(**inputs)
     assert run.items[0].mapping.m == 26
     assert isinstance(run.method, LearnedCompressor) and run.method.trained_on == folder.name
+
+
+def test_shipped_weights_of_other_settings_are_not_taken() -> None:
+    model, _ = reference.load()
+    with foveate.attach(model, MetaCompress(pool="2d"), keep=5) as run:  # what it is
+        spelled = run.method
+    with foveate.attach(model, "metacompress", keep=5) as run:
+        assert run.method == spelled
+    with pytest.raises(SavedFileError, match="other settings") as error:
+        foveate.attach(model, MetaCompress(dim=8), keep=5)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_a_chain_needs_weights_for_its_learned_part() -> None:
+    model, other = FAMILIES["llava"].build(), FAMILIES["llava"].build()
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.5)
+    with pytest.raises(SavedFileError, match="has to be trained"):
+        foveate.attach(model, foveate.chain("metacompress", "fastv"), keep=3)
+    learned = dataclasses.replace(fresh("metacompress", model), trained_on=of_weights(model))
+    both = foveate.chain(learned, "fastv")
+    with foveate.attach(model, both, keep=3):
+        pass
+    with pytest.raises(SavedFileError, match="trained for another model"):
+        foveate.attach(other, both, keep=3)
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -334,8 +334,7 @@ def test_an_edit_of_the_code_makes_answers_stale(
 ) -> None:
     before = fingerprints.code()
     assert before.startswith(foveate.__version__)
-    source = Path(foveate.__file__).parent
-    shutil.copytree(source, tmp_path / "foveate", ignore=shutil.ignore_patterns("weights"))
+    shutil.copytree(Path(foveate.__file__).parent, tmp_path / "foveate")
     monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
     assert fingerprints.code() == before
     with (tmp_path / "foveate" / "evaluation" / "report.py").open("a") as file:
@@ -344,6 +343,21 @@ def test_an_edit_of_the_code_makes_answers_stale(
     with (tmp_path / "foveate" / "methods" / "pool.py").open("a") as file:
         file.write("# pooled differently")
     assert fingerprints.code() != before
+
+
+def test_other_shipped_weights_make_answers_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(foveate.__file__).parent, tmp_path / "foveate")
+    monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
+    before = fingerprints.code()
+    for file in ("compressor.safetensors", "compressor.json"):
+        found = sorted((tmp_path / "foveate" / "weights").rglob(file))
+        assert found
+        found[0].write_bytes(found[0].read_bytes() + b" ")
+        after = fingerprints.code()
+        assert after != before
+        before = after
 
 
 # ---------------------------------------------------------------------- cost
