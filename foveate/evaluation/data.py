@@ -116,7 +116,8 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
         )
     found: list[Dialogue] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON strings may hold other line ends than "\n" as they are.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no UTF-8 text ({error.reason}).") from error
     for number, line in enumerate(lines, start=1):
@@ -151,18 +152,25 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
     if not isinstance(turns, list) or not turns:
         raise InputError(f'{where}: "turns" must be a list of questions with answers.')
     return Dialogue(
-        str(record.get("id", name)), pictures, tuple(_turn(t, where) for t in turns), is_video
+        str(record.get("id", name)), pictures, tuple(turn(t, where) for t in turns), is_video
     )
 
 
-def _turn(record: Any, where: str) -> Turn:
-    question = record.get("question") if isinstance(record, dict) else None
-    answers = record.get("answers", [record.get("answer")]) if question else []
-    if not question or not answers or not all(isinstance(a, str) and a for a in answers):
+def turn(record: Any, where: str) -> Turn:
+    """A question with its "answer", or "answers": one of them or a list.
+
+    Raises:
+        InputError: it is something else.
+    """
+    asked = record.get("question") if isinstance(record, dict) else None
+    answers = (record.get("answers") or record.get("answer")) if asked else None
+    answers = [answers] if isinstance(answers, str) else answers
+    right = isinstance(answers, list | tuple) and all(isinstance(a, str) and a for a in answers)
+    if not isinstance(asked, str) or not answers or not right:
         raise InputError(
-            f'{where}: a turn needs "question" and "answer" (or "answers"); got {record!r:.80}.'
+            f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
         )
-    return Turn(question, tuple(answers), str(record.get("kind", "")))
+    return Turn(asked, tuple(answers), str(record.get("kind") or ""))
 
 
 def fingerprint(dialogues: Sequence[Dialogue]) -> str:

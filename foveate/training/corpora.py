@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Turn
+from foveate.evaluation.data import Dialogue, Turn, turn
 
 TURNS = 3  # of a dialogue that is built by grouping
 FRAMES = 8  # of a video
@@ -53,23 +53,6 @@ def read(layout: str, place: str | Path, seed: int = 0) -> list[Dialogue]:
     if not found:
         raise InputError(f"{place} holds no dialogue of the layout {layout!r}.")
     return found
-
-
-def turn(record: Any, where: str) -> Turn:
-    """A question with its answer, or list of answers.
-
-    Raises:
-        InputError: it is something else.
-    """
-    asked = record.get("question") if isinstance(record, dict) else None
-    answers = (record.get("answers") or [record.get("answer")]) if asked else []
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(asked, str) or not all(isinstance(a, str) and a for a in answers):
-        raise InputError(
-            f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
-        )
-    return Turn(asked, tuple(answers), str(record.get("kind") or ""))
 
 
 def conversation_turns(said: Any, where: str) -> tuple[Turn, ...]:

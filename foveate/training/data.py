@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from foveate.errors import InputError, MissingDependency, UnknownName
-from foveate.evaluation.data import Dialogue, Turn, from_jsonl, from_reference
+from foveate.evaluation.data import Dialogue, Turn, from_jsonl, from_reference, turn
 from foveate.training import corpora
 
 SCENES, HUB = "scenes", "hf"
@@ -168,7 +168,7 @@ def _turns(row: Table[str, Any], where: str) -> tuple[Turn, ...]:
         ]
         return corpora.conversation_turns(said, where)
     given = row["turns"] if row.get("turns") is not None else [row]
-    return tuple(corpora.turn(each, where) for each in given)
+    return tuple(turn(each, where) for each in given)
 
 
 def _text(content: Any) -> str:

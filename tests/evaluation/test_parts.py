@@ -163,6 +163,22 @@ def test_data_from_a_file(tmp_path: Path) -> None:
     assert found[2].turns == (Turn("?", ("x", "y")),)
 
 
+def test_one_answer_is_no_list_of_letters(tmp_path: Path) -> None:
+    turns = [{"question": "?", "answers": "blue"}, {"question": "?", "answers": None, "answer": "x"}]
+    (found,) = from_jsonl(write(tmp_path, {**GOOD, "turns": turns}))
+    assert found.turns == (Turn("?", ("blue",)), Turn("?", ("x",)))
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    odd = {"image": "a.png", "turns": [{"question": "a\u2028b\x85c ?", "answer": "x"}]}
+    text = "\ufeff" + json.dumps(odd, ensure_ascii=False) + "\r\n" + json.dumps(GOOD)
+    file = write(tmp_path, GOOD)
+    file.write_text(text, encoding="utf-8", newline="")
+    found = from_jsonl(file)
+    assert [each.name for each in found] == ["1", "2"]
+    assert found[0].turns[0].question == "a\u2028b\x85c ?"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -171,7 +187,10 @@ def test_data_from_a_file(tmp_path: Path) -> None:
         ({**GOOD, "image": 3}, "data.jsonl:2: .* must be a path"),
         ({**GOOD, "image": "b.png"}, "data.jsonl:2: no picture .*b.png"),
         ({**GOOD, "turns": []}, 'data.jsonl:2: "turns" must be a list'),
-        ({**GOOD, "turns": [{"question": "?"}]}, 'data.jsonl:2: a turn needs "question"'),
+        ({**GOOD, "turns": [{"question": "?"}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": 5, "answer": "a"}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": "?", "answers": 5}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": "?", "answers": ["a", 5]}]}, "data.jsonl:2: expected"),
         ({**GOOD, "id": "1"}, "uses the id '1' twice"),
     ],
 )
