@@ -108,7 +108,8 @@ def _gqa(place: Path, seed: int) -> list[Dialogue]:
     for key, entry in entries.items():
         where = f"{file}, question {key}"
         picture = images / f"{_field(entry, 'imageId', where)}.jpg"
-        kind = entry.get("types", {}).get("structural", "")
+        types = entry.get("types")
+        kind = types.get("structural", "") if isinstance(types, dict) else ""
         questions.setdefault(_seen(picture, where, questions), []).append(
             turn({**entry, "kind": kind}, where)
         )
@@ -131,7 +132,7 @@ def _vqav2(place: Path, seed: int) -> list[Dialogue]:
         key = _field(entry, "question_id", where)
         if key not in answers:
             raise InputError(f"{where}: question_id {key} has no annotation in {noted.name}.")
-        picture = images / f"COCO_{split}_{int(_field(entry, 'image_id', where)):012d}.jpg"
+        picture = images / f"COCO_{split}_{_field(entry, 'image_id', where):0>12}.jpg"
         right = answers[key]
         record = {
             "question": entry.get("question"),

@@ -14,6 +14,7 @@ import transformers
 from PIL import Image
 
 import foveate
+from foveate import catalog
 from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
 from foveate.evaluation import cost, fingerprints, from_jsonl, from_reference
 from foveate.evaluation.data import Dialogue, Turn, fingerprint, normalised, others
@@ -23,6 +24,7 @@ from foveate.evaluation.store import Store
 from foveate.evaluation.summary import majority
 from foveate.evaluation.timing import alternate
 from tests.families import checkpoints
+from tests.families.models import FAMILIES
 
 # ---------------------------------------------------------------------- settings
 
@@ -141,6 +143,8 @@ def test_answers_are_compared_without_case_articles_and_punctuation() -> None:
     assert normalised("4 7") != normalised("47")
     assert Turn("?", ("a dog", "puppy")).right("Dog.")
     assert not Turn("?", ("a dog",)).right("dogs")
+    # An article may be the choice that was asked for.
+    assert Turn("?", ("A",)).right("a.") and not Turn("?", ("A",)).right("")
 
 
 def write(folder: Path, *lines: Any) -> Path:
@@ -164,7 +168,10 @@ def test_data_from_a_file(tmp_path: Path) -> None:
 
 
 def test_one_answer_is_no_list_of_letters(tmp_path: Path) -> None:
-    turns = [{"question": "?", "answers": "blue"}, {"question": "?", "answers": None, "answer": "x"}]
+    turns = [
+        {"question": "?", "answers": "blue"},
+        {"question": "?", "answers": None, "answer": "x"},
+    ]
     (found,) = from_jsonl(write(tmp_path, {**GOOD, "turns": turns}))
     assert found.turns == (Turn("?", ("blue",)), Turn("?", ("x",)))
 
@@ -220,6 +227,28 @@ def test_the_fingerprint_sees_questions_answers_and_pictures() -> None:
     assert fingerprint([base]) == fingerprint([base])
 
 
+def test_a_palette_belongs_to_what_a_picture_shows() -> None:
+    red, blue = (Image.new("P", (4, 4)) for _ in range(2))
+    red.putpalette([200, 0, 0])
+    blue.putpalette([0, 0, 200])
+    assert red.tobytes() == blue.tobytes()
+    data = [Dialogue("a", (one,), (Turn("?", ("x",)),)) for one in (red, blue)]
+    assert fingerprint(data[:1]) != fingerprint(data[1:])
+    assert others(data) == [1, 0]
+
+
+def test_a_saved_compressor_that_was_trained_on_has_other_answers(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    made = catalog.make("metacompress").initialised(model)  # type: ignore[attr-defined]
+    keys = []
+    for _ in range(2):
+        foveate.save(made, tmp_path, model=model)
+        keys.append(Setting(str(tmp_path), 0.5).key)
+        with torch.no_grad():
+            made.net.query[0, 0] += 1e-6
+    assert keys[0] != keys[1]
+
+
 def test_a_wrong_picture_is_never_the_right_one() -> None:
     red, blue = (Image.new("RGB", (4, 4), colour) for colour in ((9, 0, 0), (0, 0, 9)))
     data = [Dialogue(str(i), (one,), ()) for i, one in enumerate([red, red, blue, red])]
@@ -239,6 +268,9 @@ def test_majority_by_hand() -> None:
     turns = [Turn("?", (a,), k) for a, k in [("x", "p"), ("x", "p"), ("y", "p"), ("z", "q")]]
     # Two of three p-questions are x, the one q-question is z: three of four.
     assert majority([Dialogue("a", (), tuple(turns))]) == 0.75
+    # Answers are counted as they are compared.
+    same = [Turn("?", (a,)) for a in ("Yes", "yes.", "the yes", "no")]
+    assert majority([Dialogue("a", (), tuple(same))]) == 0.75
 
 
 # ---------------------------------------------------------------------- statistics
