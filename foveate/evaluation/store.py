@@ -15,13 +15,16 @@ class Store:
     Args:
         path: the JSONL file; made with its folder if absent.
         facts: what all records must share: model, data, versions.
+        anew: how the command starts over, for errors.
 
     Raises:
         SavedFileError: the file holds answers that were made under other facts.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
+    def __init__(
+        self, path: Path, facts: dict[str, Any], anew: str = "start over with --fresh"
+    ) -> None:
+        self.path, self.facts, self.anew = path, facts, anew
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read() if path.exists() else []
@@ -58,8 +61,7 @@ class Store:
                 break
         if not lines:
             raise SavedFileError(
-                f"{self.path} is no file of stored answers.\n"
-                "Choose another folder, or start over with --fresh."
+                f"{self.path} is no file of stored answers.\nChoose another folder, or {self.anew}."
             )
         if lines[0] != self.facts:
             differing = [
@@ -69,7 +71,7 @@ class Store:
             ]
             raise SavedFileError(
                 f"{self.path} holds answers made with {'; '.join(differing)}.\n"
-                "Choose another folder, or start over with --fresh."
+                f"Choose another folder, or {self.anew}."
             )
         for line in lines[1:]:
             self.records[line["setting"], line["dialogue"]] = line
