@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import options
-from foveate.cli.output import call, finish
+from foveate.cli.output import call, finish, folder_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,7 +105,7 @@ def metacompress(
     `torchrun --nproc-per-node 4 -m foveate train metacompress ...`
     """
     from foveate.cli.loading import Source
-    from foveate.errors import InputError, UnknownName
+    from foveate.errors import UnknownName
     from foveate.evaluation.settings import parse_keep, parse_method
     from foveate.learned import LearnedCompressor
     from foveate.training import data as examples
@@ -140,9 +140,7 @@ def metacompress(
     fields = ",".join(change or [])
     method = parse_method(f"metacompress:{fields}" if fields else "metacompress").make()
     assert isinstance(method, LearnedCompressor)
-    folder = out or Path("output") / "train" / f"metacompress-{Path(model).name}"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; --out needs a folder.")
+    folder = folder_for(out, "train", f"metacompress-{Path(model).name}")
     dialogues = examples.examples(data, count, seed)
     learn, held = examples.split(dialogues, validation, seed)
     source = Source(model, revision, dtype, device_map, attn)
@@ -248,18 +246,18 @@ def optimal(
     import json
 
     from foveate.cli.loading import Source
-    from foveate.errors import InputError
+    from foveate.evaluation import fingerprints
+    from foveate.evaluation.data import fingerprint
     from foveate.evaluation.settings import parse_keep
     from foveate.evaluation.store import Store
+    from foveate.fingerprint import of_weights
     from foveate.mapping import Mapping
     from foveate.training import data as examples
     from foveate.training import optimal as best
     from foveate.training.teacher import Teacher
 
     budget = parse_keep(keep)
-    folder = out or Path("output") / "optimal" / f"{Path(model).name}-{keep.rstrip('%')}"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; --out needs a folder.")
+    folder = folder_for(out, "optimal", f"{Path(model).name}-{keep.rstrip('%')}")
     dialogues = examples.examples(data, count, seed)
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
@@ -278,11 +276,20 @@ def optimal(
         "seed": seed,
         "positions": positions or "original",
     }
-    facts = {"model": model, "data": data, "keep": budget, **asked, **kept}
-    store = Store(folder / "optimal.jsonl", json.loads(json.dumps(facts)))
+    facts = {
+        "model": of_weights(loaded),
+        "dtype": str(loaded.dtype),
+        "processor": fingerprints.processor(processor),
+        "keep": budget,
+        **asked,
+        **{name: kept[name] for name in ("answers", "max_new_tokens")},
+    }
+    store = Store(folder / "optimal.jsonl", json.loads(json.dumps(facts)), anew="delete this file")
+    # A dialogue of the same name may have changed since, or be another data set's.
+    keys = {each.name: f"{keep} {fingerprint([each])}" for each in dialogues}
     with shown(len(dialogues)) as (sized, answered, tell):
         teacher.fill(dialogues, tell=sized, done=answered)
-        missing = [d for d in dialogues if (keep, d.name) not in store]
+        missing = [d for d in dialogues if (keys[d.name], d.name) not in store]
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
             done = len(dialogues) - len(missing) + start
@@ -297,7 +304,7 @@ def optimal(
             for found in best.optimise(teacher, part, budget, **asked, tell=step):
                 files = best.save([found], folder / "mappings")
                 store.add(
-                    keep,
+                    keys[found.name],
                     found.name,
                     before=found.before,
                     after=found.after,
@@ -305,7 +312,7 @@ def optimal(
                     files=[str(file.relative_to(folder)) for file in files],
                 )
         store.close()
-        records = [store[keep, d.name] for d in dialogues]
+        records = [store[keys[d.name], d.name] for d in dialogues]
         again = [
             best.Optimal(
                 record["dialogue"],

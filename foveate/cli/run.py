@@ -25,7 +25,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to draw what was kept (PNG).")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 64,
     model: options.Model = "reference",
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli import options
-from foveate.cli.output import call, finish
+from foveate.cli.output import call, finish, folder_for
 
 
 def relevance(
@@ -60,11 +60,11 @@ def relevance(
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
     method = Relevance(scaling=scaling, kinds=kinds)
     learned, held = split(dialogues, validation, seed)
-    folder = out or Path("output") / "train" / f"relevance-seed{seed}"
-    loaded, processor = Source(model, revision, dtype, device_map, attn).load()
-    pairs = Pairs(
-        loaded, processor, folder / "pairs", rule=rule, limit=limit, max_new_tokens=max_new_tokens
-    )
+    folder = folder_for(out, "train", f"relevance-seed{seed}")
+    source = Source(model, revision, dtype, device_map, attn)
+    loaded, processor = source.load()
+    asked: dict[str, Any] = {"rule": rule, "limit": limit, "max_new_tokens": max_new_tokens}
+    pairs = Pairs(loaded, processor, folder / "pairs", **asked)
     with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
         task = progress.add_task("asking the model", total=len(dialogues))
         pairs.fill([*learned, *held], batch_size=run, done=lambda n: progress.advance(task, n))
@@ -88,16 +88,16 @@ def relevance(
     shown: list[Any] = [f"{name}: {value:.3f}" for name, value in trained.values.items()]
     shown.append(f"the compressor is in {trained.folder}")
     python = [
+        *source.python,
+        "from foveate.methods.relevance import Relevance",
+        "from foveate.relevance import Rule",
+        "from foveate.training import data",
         "from foveate.training.relevance import Pairs, Settings, train",
-        call("pairs = Pairs", "model", "processor", repr(str(folder / "pairs")), rule=rule),
-        "pairs.fill(dialogues)",
-        call(
-            "train",
-            f"{method!r}",
-            "model",
-            "pairs.read(dialogues)",
-            repr(str(folder)),
-            f"{settings}",
-        ),
+        "found = " + call("data.examples", repr(data), count=count, seed=seed),
+        f"learn, held = data.split(found, {validation}, seed={seed})",
+        "pairs = " + call("Pairs", "model", "processor", repr(str(folder / "pairs")), **asked),
+        "pairs.fill([*learn, *held])",
+        f"trained = train({method!r}, model, pairs.read(learn), {str(folder)!r}, {settings!r}, "
+        f"validation=pairs.read(held), facts={facts!r})",
     ]
     finish({"compressor": str(trained.folder), "values": trained.values}, shown, python, as_json)
