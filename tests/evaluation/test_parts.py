@@ -307,6 +307,28 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 # ---------------------------------------------------------------------- stored answers
 
 
+def test_reading_stored_answers_takes_none_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    running = Store(tmp_path / "answers.jsonl", {"model": "m"})
+    running.add("s", "1", answers=["x"])
+    seen = Store.existing(running.path)
+    assert seen.facts == {"model": "m"} and seen["s", "1"]["answers"] == ["x"]
+    running.add("s", "2", answers=["y"])
+    running.close()
+    assert ("s", "2") in Store.existing(running.path)
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b"3\n", b"\xff\xfe", b"", b"no json"])
+def test_another_file_is_no_stored_answers(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(content)
+    for read in (Store.existing, lambda at: Store(at, {"model": "m"})):
+        with pytest.raises(SavedFileError, match="is no file of stored answers"):
+            read(path)
+    assert path.read_bytes() == content
+    with pytest.raises(SavedFileError, match="is no file of stored answers"):
+        Store.existing(tmp_path / "absent.jsonl")
+
+
 def test_stored_answers_come_back(tmp_path: Path) -> None:
     store = Store(tmp_path / "new" / "answers.jsonl", {"model": "m"})
     store.add("s", "1", answers=["x"])
