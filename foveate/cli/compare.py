@@ -50,7 +50,7 @@ def compare(
         ),
     ] = False,
     batch: Annotated[int, typer.Option(help="Dialogues answered at a time.", min=1)] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
+    max_new_tokens: options.MaxNewTokens = 16,
     repeats: Annotated[int, typer.Option(help="Timed prefills of each setting.", min=2)] = 5,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget stored answers.")] = False,
     model: Annotated[

@@ -34,9 +34,7 @@ def reference(
     name: Annotated[
         str, typer.Argument(help="reference (scenes), or reference-tiles (tiles and clips).")
     ] = "reference",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
-    ] = None,
+    out: options.RunFolder = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0)] = 0,
     recipe: Annotated[str, typer.Option(help="cpu (hours on two cores) or gpu (minutes).")] = "cpu",
     change: Annotated[

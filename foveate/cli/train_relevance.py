@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,16 +12,10 @@ from foveate.cli.output import call, finish, folder_for
 
 def relevance(
     model: options.Model = "reference",
-    data: Annotated[
-        str, typer.Option(help="scenes, a JSONL file, LAYOUT:FOLDER or hf:NAME.")
-    ] = "scenes",
-    count: Annotated[int | None, typer.Option(help="Dialogues to learn from.", min=1)] = None,
-    validation: Annotated[
-        float, typer.Option(help="Share of them to measure on instead.", min=0, max=0.9)
-    ] = 0.1,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
-    ] = None,
+    data: options.Data = "scenes",
+    count: options.Count = None,
+    validation: options.Validation = 0.1,
+    out: options.RunFolder = None,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
     batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
@@ -30,10 +23,10 @@ def relevance(
     relu: Annotated[bool, typer.Option(help="Chefer's ReLU, which the paper leaves out.")] = False,
     explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logprob",
     limit: Annotated[int, typer.Option(help="Visual tokens of a prompt.", min=1)] = 1500,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
+    max_new_tokens: options.MaxNewTokens = 16,
     seed: Annotated[int, typer.Option(help="Of parameters, order and drawing.", min=0)] = 0,
     run: Annotated[int, typer.Option(help="Dialogues that the model runs at a time.", min=1)] = 8,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave an accelerator alone.")] = False,
+    cpu: options.Cpu = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
