@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import foveate
 from foveate import catalog, reference
 from foveate.errors import SavedFileError
-from foveate.fingerprint import of_weights
+from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import SHIPPED, LearnedCompressor
 from foveate.methods.metacompress import MetaCompress
 from tests.families.models import FAMILIES
@@ -160,3 +161,42 @@ def test_initialising_leaves_the_random_state_alone() -> None:
     for a, b in zip(first.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(a, b)
     assert dataclasses.replace(first, dim=8) != first
+
+
+def test_a_save_that_is_cut_off_leaves_no_weights_under_another_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model, seed=1), tmp_path, model=model)
+    replace = os.replace
+
+    def cut(source: Path, target: Path) -> None:
+        if Path(target).name == "compressor.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    other = FAMILIES["llava"].build(seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        foveate.save(fresh("metacompress", other, seed=2), tmp_path, model=other)
+    with pytest.raises(SavedFileError, match="holds no saved compressor"):
+        foveate.load(tmp_path, model=model)
+
+
+def test_an_older_one_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model), tmp_path, model=model)
+    foveate.save(catalog.make("pool"), tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["compressor.json"]
+    (tmp_path / "README.md").write_text("mine")  # no card of ours: there are no weights beside it
+    foveate.save(catalog.make("pool"), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_bits_tell_apart_what_a_fingerprint_may_not() -> None:
+    net = torch.nn.Linear(40, 40)
+    before, bits = of_weights(net), of_bits(net)
+    assert of_bits(net) == bits
+    with torch.no_grad():
+        net.weight[3, 3] += 1e-6
+    assert of_weights(net) == before and of_bits(net) != bits
