@@ -16,6 +16,10 @@ from foveate.adapters.base import Adapter, first_tensor
 from foveate.attach.capture import Capture
 from foveate.attach.probe import chain
 from foveate.compressor import TowerPlan
+from foveate.errors import StageNotAvailable
+
+# What is read of every token of the tower, in a `Capture`.
+_READ = ("attention", "keys", "wide_attention", "wide_keys")
 
 
 class TowerEdit:
@@ -105,6 +109,7 @@ class TowerEdit:
         cells = (y.repeat_interleave(side)[:, None] * w + x.repeat_interleave(side)).flatten()
         tiles = 1 + int(max(layout.tile.max() for layout in self.capture.layouts))
         self.capture.cells = (torch.arange(tiles)[:, None] * (h * w) + cells).flatten()
+        self._spread_read(index.expand(tiles, -1))
         self._spread(output, index.expand(tiles, -1))
         return output
 
@@ -118,6 +123,11 @@ class TowerEdit:
 
     def _spread_native(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Every slot of a picture shows the token of the smaller one that covers it."""
+        if any(getattr(self.capture, name) is not None for name in _READ):
+            raise StageNotAvailable(
+                "What the tower's patches receive cannot be read here of a picture that was made "
+                "smaller.\nUse a method that does not read it, or stage 'image' alone."
+            )
         indices, start = [], 0
         cells = torch.zeros(sum(part.patches.numel() for part in self.capture.layouts)).long()
         for part, (h, w) in zip(self.capture.layouts, self._sizes(), strict=True):
@@ -228,7 +238,7 @@ class TowerEdit:
         """
         counts = owner.amax(1) + 1
         index = (owner + (counts.cumsum(0) - counts)[:, None]).flatten()
-        for name in ("attention", "keys", "wide_attention", "wide_keys"):
+        for name in _READ:
             values = getattr(self.capture, name)
             if values is not None:
                 setattr(self.capture, name, values[index.to(values.device)])

@@ -269,10 +269,19 @@ def test_alike_windows_merge_in_each_picture_by_itself(name: str, attn: str) -> 
 
 
 @torch.no_grad()
-def test_what_is_read_of_a_merged_tower_stands_for_every_patch() -> None:
-    """ToMe in front of a method that reads the tower's attention."""
+def test_what_is_read_of_a_changed_tower_stands_for_every_patch() -> None:
+    """A method that reads the tower's attention behind one that changes it."""
     family = FAMILIES["llava"]
     model, inputs = family.build("sdpa", torch.float32), family.inputs(2, seed=3)
+    method = Scores()
+    resized = foveate.chain((Fixed(size=(2, 3)), None), (method, None))
+    with foveate.attach(model, resized, _force=True):
+        model(**inputs)
+    for scores in method.seen:  # rows 0 to 2 of 5 show the upper of 2
+        shown = scores.reshape(5, 5)
+        assert torch.equal(shown[0], shown[2]) and torch.equal(shown[3], shown[4])
+        assert len(scores.unique()) == 6
+    assert not torch.equal(*method.seen)
     method = Scores()
     with foveate.attach(
         model, foveate.chain((Fixed(merges=(9,)), None), (method, None)), _force=True
@@ -281,6 +290,16 @@ def test_what_is_read_of_a_merged_tower_stands_for_every_patch() -> None:
     for scores in method.seen:
         assert len(scores) == 25
         assert len(scores.unique()) == 16
+
+
+@torch.no_grad()
+def test_what_cannot_be_read_of_a_changed_tower_is_refused() -> None:
+    family = FAMILIES["qwen2_vl"]
+    model, inputs = family.build("sdpa", torch.float32), family.inputs(1, seed=3)
+    chained = foveate.chain((Fixed(size=(2, 3)), None), (Scores(), None))
+    refused = pytest.raises(StageNotAvailable, match="cannot be read here of a picture")
+    with refused, foveate.attach(model, chained, _force=True):
+        model(**inputs)
 
 
 def test_a_tower_that_cannot_be_changed_says_so() -> None:

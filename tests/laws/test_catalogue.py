@@ -239,10 +239,17 @@ def test_no_method_depends_on_batch_mates(name: str, family: str) -> None:
 @torch.no_grad()
 def test_windows_and_cut_caches_do_not_depend_on_batch_mates(family: str) -> None:
     """All of MustDrop: each tile of a batch is left with a number of tokens of its own."""
-    method = catalog.make("mustdrop", alike=0.3, settle=True)
-    check_batch_mates(Case(family, images=(1, 2)), method, keep=AVERAGE)
-    stated = catalog.make("mustdrop", alike=0.3, settle=True, together=0.05, single=0.05)
-    check_batch_mates(Case(family, "eager", torch.float32, images=(1, 2)), stated)
+    # Between the likenesses of these pictures' windows: some merge, others do not.
+    alike = {"llava": 0.245, "llava_gqa": 0.245, "paligemma": 0.1}.get(family, 0.2)
+    method = catalog.make("mustdrop", alike=alike, settle=True)
+    check_batch_mates(Case(family, images=(1, 2)), method, keep=0.4)
+    stated = catalog.make("mustdrop", alike=alike, settle=True, together=0.05, single=0.05)
+    case = Case(family, "eager", torch.float32, images=(1, 2))
+    check_batch_mates(case, stated)
+    model = case.model()
+    with foveate.attach(model, stated) as run:
+        model(**case.batch().inputs)
+    assert len({item.entering / item.n for item in run.items}) > 1
 
 
 @pytest.mark.parametrize("name", METHODS)
