@@ -33,9 +33,8 @@ Differs from the paper's code:
     alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
 
 When it fails:
-    M is made of raw embeddings, which hardly meet across modalities. Where they meet, the raters
-    are the words that most of the picture is like: what they leave out goes as a whole, object by
-    object, and tokens at random, a few of everything, may serve better. Attention in the tower
+    M is made of raw embeddings, which hardly meet across modalities. The raters are the words that
+    most of the picture is like, which need not be those that are asked about. Attention in the tower
     decides what is merged, so small things beside the subject blur.
 
 Reference:
