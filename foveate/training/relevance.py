@@ -410,8 +410,8 @@ def train(
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
-                f"There is no pair of the kind {kind!r} to learn from, and the method has a net for "
-                f"{kind}s.\nGive dialogues about some that the model answers right, or kinds= "
+                f"There is no pair of the kind {kind!r} to learn from, and the method has a net for\n"
+                f"{kind}s. Give dialogues about some that the model answers right, or kinds= "
                 "without it."
             )
     folder = Path(out)
