@@ -11,7 +11,8 @@ import foveate
 from foveate import fitting
 from foveate.errors import InputError
 from foveate.methods.fitprune import FitPrune
-from tests.families.models import FAMILIES, LAYERS
+from tests.families.family import LAYERS
+from tests.families.models import FAMILIES
 from tests.laws.laws import Case
 
 

@@ -26,7 +26,8 @@ from foveate import catalog
 from foveate.compressor import Compressor, Stage, VisualTokens, resolve_keep
 from foveate.learned import LearnedCompressor
 from tests.families import reference
-from tests.families.models import FAMILIES, IMAGE, VIDEO, Batch, Family
+from tests.families.family import IMAGE, VIDEO, Batch, Family
+from tests.families.models import FAMILIES
 from tests.families.reference import Plan
 
 # Differences are counted in standard deviations of logits. cos and sin are float32 in every

@@ -15,7 +15,8 @@ from foveate.compressor import Compressor, Stage, resolve_keep
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.vtw import VTW
 from tests.families import reference
-from tests.families.models import FAMILIES, LAYERS, VIDEO_FAMILIES
+from tests.families.family import LAYERS
+from tests.families.models import FAMILIES, VIDEO_FAMILIES
 from tests.families.reference import Plan
 from tests.laws.laws import (
     Case,
