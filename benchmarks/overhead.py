@@ -37,6 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+from foveate import catalog
 from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
 from foveate.evaluation.reach import refusal
@@ -68,26 +69,9 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 TEXT_TOKENS = 64
+# TRIM needs a CLIP checkpoint of the model's; learned methods need weights for it.
 METHODS = [
-    "random",
-    "uniform",
-    "uniform-2d",
-    "pool",
-    "divprune",
-    "mmtok",
-    "visionzip",
-    "prumerge",
-    "prumerge+",
-    "tome",
-    "resize",
-    "fastv",
-    "pyramiddrop",
-    "sparsevlm",
-    "dart",
-    "fitprune",
-    "mustdrop",
-    "vtw",
-    "polymorphic",
+    name for name in catalog.names() if name != "trim" and not catalog.method_class(name).trainable
 ]
 
 
@@ -273,7 +257,9 @@ def main(
     repeats: Annotated[int, typer.Option(help="Pairs that are timed.", min=2)] = 7,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="May be repeated; all but TRIM if none."),
+        typer.Option(
+            "--method", "-m", help="May be repeated; all but TRIM and learned ones if none."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the numbers as JSON.")] = None,
 ) -> None:

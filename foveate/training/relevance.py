@@ -38,7 +38,15 @@ from foveate.mapping import Mapping
 from foveate.methods.relevance import Relevance
 from foveate.predicting import KINDS, RelevancePredictor
 from foveate.relevance import Rule
-from foveate.training.learning import FOLDER, Trained, begin, finished, need
+from foveate.training.learning import (
+    FOLDER,
+    Trained,
+    begin,
+    begins_at,
+    finished,
+    need,
+    random_start,
+)
 from foveate.training.teacher import is_whole, read_tensors, write_tensors
 from foveate.training.trainer import (
     COMPLETE,
@@ -447,9 +455,9 @@ def train(
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
-                f"There is no pair of a {kind} to learn from, and the method has a net for "
-                f"{kind}s.\nGive dialogues about some that the model answers right, or kinds= "
-                "without it."
+                f"There is no pair of the kind {kind!r} to learn from, which the method has a net "
+                "for.\nGive dialogues about some that the model answers right, or leave the kind "
+                "out of kinds=."
             )
     folder = Path(out)
     chosen = [each for each in pairs if KINDS[each.is_video] in method.kinds]
@@ -460,12 +468,13 @@ def train(
         "settings": dataclasses.asdict(settings),
         "pairs": _identity(chosen),
         "validation": _identity(validation),
+        **begins_at(method),
         **(facts or {}),
     }
     begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
-    begun = method if method.net is not None else method.initialised(model, settings.seed)
+    begun = random_start(settings.seed)(method, model, ())
     assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
     arguments = TrainingArguments(
         output_dir=str(folder),
