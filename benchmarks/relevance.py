@@ -289,8 +289,8 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
             "The explainability compressor (arXiv 2506.01097) learns to predict which tokens an "
             "answer will come from (*relevance*) out of the attention that the first decoder layer "
             "would give, from the question's tokens to the picture's, averaged over heads and "
-            "tokens. This page asks of the reference model whether that attention holds what is to be "
-            "predicted, and whether something else before the first layer does.",
+            "tokens. This page asks of the reference model whether that attention holds what is to "
+            "be predicted, and whether something else before the first layer does.",
             "",
             "## Which layer looks at what the answer comes from",
             "",
@@ -302,8 +302,8 @@ def page(found: Found, store: Path, facts: Mapping[str, Any], seen: Mapping[str,
             "",
             *rows,
             "",
-            f"Of the labels' mass, {mass} lies in the {100 * SHARE:g} % most relevant tokens: where "
-            "that is nearly all, a label ranks nothing behind these.",
+            f"Of the labels' mass, {mass} lies in the {100 * SHARE:g} % most relevant tokens: "
+            "where that is nearly all, a label ranks nothing behind these.",
             "",
             "## What was learned, and what it brings",
             "",

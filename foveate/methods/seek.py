@@ -59,6 +59,7 @@ from foveate.predicting import RelevancePredictor
 
 _WAVES = 6  # of a place: pi, 2 pi, 4 pi ... across the picture
 _HEADS = 4
+_USED = ("focus", "spread", "merge")  # fields that no weight depends on
 _FLOOR = 1e-3  # of relevance, as a share of the largest
 
 
@@ -222,10 +223,17 @@ class Seek(RelevancePredictor):
         return found
 
     def fitted(self, model: nn.Module) -> Seek:
-        """With weights for this model; how they are used stays as it was asked for."""
-        found = super().fitted(model)
+        """With weights for this model; how they are used stays as it was asked for.
+
+        Raises:
+            SavedFileError: as of every learned method.
+        """
+        used = {name: getattr(self, name) for name in _USED}
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in used}
+        asked = self if self.net is not None else dataclasses.replace(self, **defaults)
+        found = super(Seek, asked).fitted(model)
         assert isinstance(found, Seek)
-        return dataclasses.replace(found, focus=self.focus, spread=self.spread, merge=self.merge)
+        return dataclasses.replace(found, **used)
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """P of what is both relevant and far apart."""
