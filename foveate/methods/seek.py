@@ -44,7 +44,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping as Table
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -228,8 +228,9 @@ class Seek(RelevancePredictor):
         Raises:
             SavedFileError: as of every learned method.
         """
-        used = {name: getattr(self, name) for name in _USED}
-        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in used}
+        used: dict[str, Any] = {name: getattr(self, name) for name in _USED}
+        fields = dataclasses.fields(self)
+        defaults: dict[str, Any] = {f.name: f.default for f in fields if f.name in used}
         asked = self if self.net is not None else dataclasses.replace(self, **defaults)
         found = super(Seek, asked).fitted(model)
         assert isinstance(found, Seek)
