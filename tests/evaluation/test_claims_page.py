@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import claims, cls_attention
+from benchmarks.kinds import KINDS
 from foveate.evaluation import Dialogue, Setting, from_reference
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.reach import in_last_layer
@@ -85,13 +86,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def questions(count: int) -> list[Dialogue]:
+def questions(count: int, split: str = "test") -> list[Dialogue]:
     """Scenes whose questions are of no kind, so that untrained models' answers count."""
     return [
         dataclasses.replace(
             each, turns=tuple(dataclasses.replace(turn, kind="") for turn in each.turns)
         )
-        for each in from_reference(count)
+        for each in from_reference(count, split)
     ]
 
 
@@ -104,7 +105,8 @@ def run(folder: Path, *more: str) -> Any:
 def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(claims.DIALOGUES, "scenes", questions)
+    scenes = dataclasses.replace(KINDS["scenes"], drawn=questions)
+    monkeypatch.setitem(KINDS, "scenes", scenes)
     asked = ["--all-seeds", str(folder), "--dialogues", "2"]
     result = run(folder, *asked)
     assert result.exit_code == 0, result.output
