@@ -10,7 +10,8 @@ asked. Everything is stored as it comes: interrupted, the same command goes on. 
 process runs some of the models and leaves the page to the last one. Prefill times are taken apart,
 on a quiet machine, and the page reads them from `--timing`:
 
-    python -m benchmarks.overhead --shape deep -m visionzip -m sparsevlm -m fastv -m polymorphic \
+    python -m benchmarks.overhead --shape deep --words 16 -m visionzip -m sparsevlm -m fastv \
+        -m polymorphic -m metacompress -m uniform -m random -m prumerge \
         --out benchmarks/results/cpu-deep.json
 """
 
@@ -29,7 +30,7 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
-from benchmarks import cls_attention, optima, variants
+from benchmarks import cls_attention, mappings, optima, variants
 from benchmarks.kinds import FAMILIES, KINDS, OPTIMUM, SCENES, TILES
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named, seeds_in
@@ -60,7 +61,9 @@ from foveate.training.learning import FOLDER
 
 CLAIMS = Path(__file__).parents[1] / "docs" / "claims"
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
+_MAPPINGS, _DRAWN = "mappings.png", 2
 _DPI = 110
+_ALIKE = 0.05
 _DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
 
 
@@ -106,7 +109,9 @@ def ask(
     model, processor = source.load()
     kinds = [kind for kind in kinds_of(page) if KINDS[kind].family == family]
     settings = {kind: claims.groups_of(page.sides(kind)) for kind in kinds}
+    drawn = page.mappings.sides if page.mappings is not None and family == SCENES else ()
     every = [each for groups in settings.values() for group in groups for each in group]
+    every += [each for side in drawn for each in side.settings]
     trainings = store / "trained" / family / name
     trained = variants.prepare(
         [each for each in every if isinstance(each, Trained)],
@@ -117,18 +122,16 @@ def ask(
         store / "cache",
         progress,
     )
+
+    def found(setting: Setting, folder: Path) -> Setting:
+        """With what has been made for it."""
+        if isinstance(setting, Trained):
+            return setting.at(variants.place(trainings, setting) / FOLDER)
+        return setting.at(folder) if isinstance(setting, Optimum) else setting
+
     for kind in kinds:
         dialogues, folder = KINDS[kind].dialogues(count), store / kind / name
-
-        def found(setting: Setting, folder: Path = folder) -> Setting:
-            """With what has been made for it."""
-            if isinstance(setting, Trained):
-                return setting.at(variants.place(trainings, setting) / FOLDER)
-            if isinstance(setting, Optimum):
-                return setting.at(folder)
-            return setting
-
-        groups = [Group([found(each) for each in group]) for group in settings[kind]]
+        groups = [Group([found(each, folder) for each in group]) for group in settings[kind]]
         _same_weights(folder, trained)
         for setting in dict.fromkeys(each for group in groups for each in group.settings):
             if isinstance(setting, Optimum):
@@ -139,6 +142,9 @@ def ask(
         _note(asking, source, model, trained, folder)
         if kind == SCENES and any(part.data == ATTENTION for part in page.parts):
             _look(asking, model, processor, folder)
+        if kind == SCENES and drawn:
+            shown = [found(side.settings[0], folder) for side in drawn]
+            _draw_mappings(shown, model, processor, dialogues[:_DRAWN], folder)
         if progress is not None:
             progress.console.print(f"{name}: all answers are in {folder}", highlight=False)
 
@@ -197,12 +203,28 @@ def _look(asking: Asking, model: Any, processor: Any, folder: Path) -> None:
         _write(known, {"of": wanted, **found})
 
 
+def _draw_mappings(
+    settings: Sequence[Setting],
+    model: Any,
+    processor: Any,
+    dialogues: Sequence[Dialogue],
+    folder: Path,
+) -> None:
+    """P of some dialogues' pictures as a picture."""
+    noted = folder / "mappings.json"
+    wanted = [[each.key for each in settings], [each.name for each in dialogues]]
+    if not noted.exists() or json.loads(noted.read_text()) != wanted:
+        figure = mappings.draw(settings, model, processor, dialogues)
+        figure.savefig(folder / _MAPPINGS, dpi=_DPI)
+        _write(noted, wanted)
+
+
 def _share(keep: int | float | None) -> str:
     """A budget as a reader wants it."""
     return f"{100 * keep:.1f} %" if isinstance(keep, float) else str(keep or "its own budget")
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def _write(path: Path, record: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -329,17 +351,13 @@ def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     noted = [
-        training
-        for kind in KINDS
-        if kind in FAMILIES
-        for each in models.get(kind, ())
-        for training in each.facts.get("trained", {}).values()
+        each.facts.get("trained", {}) for family in FAMILIES for each in models.get(family, ())
     ]
     for name, each in page.variants.items():
         sums: dict[str, list[float]] = {}
-        for training in noted:
-            if training["name"] == name:
-                for key, value in training["measured"].items():
+        for there in noted:
+            for identity in map(each.identity, range(each.seeds)):
+                for key, value in there.get(identity, {}).get("measured", {}).items():
                     sums.setdefault(key.removeprefix("eval_").replace("_", " "), []).append(value)
         cells = [
             f"`{name}`",
@@ -415,47 +433,96 @@ def curves(found: Answered, page: Page) -> Any:
 
 
 def prefill(said: Prefill, path: Path) -> str:
-    """Times of a prefill from a stored run of `benchmarks/overhead.py`, and what they say."""
+    """Times from a stored run of `benchmarks/overhead.py`, and what they say."""
     methods = " ".join(f"-m {name}" for name in said.paper)
     kept = f"benchmarks/results/{path.name}"
     lines = [f"\n## {said.title}\n", said.text.strip() + "\n"]
     if not path.is_file():
-        command = f"python -m benchmarks.overhead --shape deep {methods} --out {kept}"
+        spoken = "--words 16 " if said.answers else ""
+        command = f"python -m benchmarks.overhead --shape deep {spoken}{methods} --out {kept}"
         return "\n".join([*lines, f"Not measured yet: `{command}`."])
     record = json.loads(path.read_text())
-    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == "prefill"}
-    rows["full"] = {"low": 1.0, "high": 1.0}
+    times = {kind: _times(record, kind) for kind in ("prefill", "answer")}
     lines += [
         f"From `{kept}`: "
         + ", ".join(f"{key} {value}" for key, value in record["setting"].items())
         + ".",
-        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper |",
-        "| --- | --- | --- | --- | --- |",
+        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper | "
+        "to the end of an answer / full | peak memory / full | FLOPs / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, printed in said.paper.items():
-        if row := rows.get(name):
-            ratio = Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
-            times = f"{1 / ratio.median:.2f}"
-            lines.append(f"| {name} | {row['keep']} | {ratio} | {times} | {printed} |")
+        if row := times["prefill"].get(name):
+            ratio, later = _ratio(row), times["answer"].get(name)
+            shares = [
+                f"{row[what] / row[f'stock_{what}']:.3f}" if what in row else ""
+                for what in ("peak", "flops")
+            ]
+            cells = [f"{1 / ratio.median:.2f}", printed, str(_ratio(later)) if later else ""]
+            lines.append(f"| {name} | {row['keep']} | {ratio} | {' | '.join([*cells, *shares])} |")
     lines += ["\n| it says | verdict |", "| --- | --- |"]
-    for better, worse in said.faster:
-        word = _faster(rows, better, worse)
-        lines.append(f"| {better} is faster than {worse} | **{word}** |")
+    for kind, pairs, what in (
+        ("prefill", said.faster, "is faster than"),
+        ("answer", said.answers, "is at the end of an answer before"),
+    ):
+        for better, worse in pairs:
+            word = _faster(times[kind], better, worse)
+            lines.append(f"| {better} {what} {worse} | **{word}** |")
+    for one, other in said.alike:
+        word = _alike(times["prefill"], one, other)
+        lines.append(f"| {one} is as fast as {other} | **{word}** |")
     lines.append(
-        "\nA verdict on times holds where the quartiles of the ratios lie apart; these are not "
-        "among the claims that are counted and corrected above."
+        "\nA verdict on times holds where the quartiles of the ratios lie apart"
+        + (
+            f", one of being alike where they lie within {_ALIKE} of the full model's time"
+            if said.alike
+            else ""
+        )
+        + "; these are not among the claims that are counted and corrected above."
     )
     return "\n".join(lines)
 
 
+def _times(record: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The rows of a kind by method; the full model beside itself among them, if there are any."""
+    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == kind}
+    return rows and {**rows, "full": {"low": 1.0, "high": 1.0}}
+
+
+def _ratio(row: dict[str, Any]) -> Ratio:
+    return Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
+
+
+def _pair(
+    rows: Table[str, dict[str, Any]], *names: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Two methods' times; None unless both were measured at the same budget."""
+    first, second = (rows.get(each) for each in names)
+    if first is None or second is None:
+        return None
+    alike = len({row["keep"] for row in (first, second) if "keep" in row}) <= 1
+    return (first, second) if alike else None
+
+
 def _faster(rows: Table[str, dict[str, Any]], better: str, worse: str) -> str:
-    sides = [rows.get(each) for each in (better, worse)]
-    first, second = sides
-    if first is None or second is None or len({row["keep"] for row in sides if "keep" in row}) > 1:
+    pair = _pair(rows, better, worse)
+    if pair is None:
         return claims.OUT_OF_REACH
+    first, second = pair
     if first["high"] < second["low"]:
         return claims.HOLDS
     return claims.REVERSED if first["low"] > second["high"] else claims.OPEN
+
+
+def _alike(rows: Table[str, dict[str, Any]], one: str, other: str) -> str:
+    pair = _pair(rows, one, other)
+    if pair is None:
+        return claims.OUT_OF_REACH
+    gaps = [a["high"] - b["low"] for a, b in (pair, pair[::-1])]
+    if max(gaps) < _ALIKE:
+        return claims.HOLDS
+    # The nearest ends of the two spans.
+    return claims.REVERSED if -min(gaps) > _ALIKE else claims.OPEN
 
 
 def write(
@@ -532,6 +599,9 @@ def write(
             lines += ["\nWhere it does not hold:\n", why]
     if page.prefill is not None:
         lines.append(prefill(page.prefill, timing))
+    if page.mappings is not None:
+        lines += [f"\n## {page.mappings.title}\n", page.mappings.text.strip() + "\n"]
+        lines += pictures[_MAPPINGS]
     if page.variants:
         lines += ["\n## What was trained\n", trainings(page, models)]
     for kind, there in found.items():
@@ -632,7 +702,7 @@ def _draw(
 ) -> dict[str, list[str]]:
     """The pictures, saved beside the page; what shows them there."""
     out.mkdir(parents=True, exist_ok=True)
-    shown: dict[str, list[str]] = {SCENES: [], ATTENTION: []}
+    shown: dict[str, list[str]] = {SCENES: [], ATTENTION: [], _MAPPINGS: []}
 
     def kept(kind: str, what: str, caption: str) -> Path:
         shown[kind].append(f"![{caption}]({name}-{what}.png)\n")
@@ -643,6 +713,10 @@ def _draw(
             kept(SCENES, "budgets", "Accuracy over budgets; bars: 95 % of the difference to full"),
             dpi=_DPI,
         )
+    if page.mappings is not None and models:
+        caption = "Scenes and their P: a row for each kept token, a column for each of the scene's"
+        target = kept(_MAPPINGS, "mappings", caption)
+        shutil.copyfile(models[0].folder / _MAPPINGS, target)
     if attention:
         first = models[0].folder
         captions = {

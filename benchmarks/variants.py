@@ -109,7 +109,8 @@ TRAININGS: dict[str, Callable[[Lesson], None]] = {
 
 def place(folder: Path, wanted: Trained) -> Path:
     """Where one training of a model is."""
-    return folder / f"{wanted.label}-{wanted.seed}-{wanted.identity}"
+    assert wanted.variant is not None
+    return folder / f"{wanted.variant.setting.method}-{wanted.seed}-{wanted.identity}"
 
 
 def prepare(

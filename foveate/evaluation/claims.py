@@ -150,12 +150,30 @@ class Prefill:
         title, text: a heading, and what a reader should know.
         paper: how many times as fast as the full model each method is there, as it prints it.
         faster: pairs of methods, the first said to be faster; ``"full"`` is the full model.
+        alike: pairs said to be equally fast: less than a twentieth of the full model's time apart.
+        answers: pairs, the first said to be faster to the end of an answer.
     """
 
     title: str
     text: str
     paper: Table[str, str]
     faster: Sequence[Sequence[str]]
+    alike: Sequence[Sequence[str]] = ()
+    answers: Sequence[Sequence[str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mappings:
+    """Pictures of P.
+
+    Attributes:
+        title, text: a heading, and what a reader should know.
+        sides: whose P is drawn, of some scenes.
+    """
+
+    title: str
+    text: str
+    sides: tuple[Side, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +184,7 @@ class Page:
         title, text: how its page begins.
         parts: its claims.
         prefill: those about time, if there are any.
+        mappings: pictures of P, if there are any.
         left_out: (what cannot be put, why).
         variants: what has to be trained for it, by name.
     """
@@ -174,6 +193,7 @@ class Page:
     text: str
     parts: tuple[Part, ...]
     prefill: Prefill | None = None
+    mappings: Mappings | None = None
     left_out: tuple[tuple[str, str], ...] = ()
     variants: Table[str, Variant] = dataclasses.field(default_factory=dict)
 
@@ -212,7 +232,17 @@ def read(path: Path, bounds: Bounds = Bounds()) -> Page:  # noqa: B008  (frozen)
         )
         left_out = tuple((each["what"], each["why"]) for each in record.pop("left_out", ()))
         prefill = Prefill(**record.pop("prefill")) if "prefill" in record else None
-        page = Page(parts=parts, prefill=prefill, left_out=left_out, variants=known, **record)
+        drawn = dict(record.pop("mappings", {}))
+        keep = drawn.pop("keep", None)
+        sides = tuple(_side(each, keep, prepared) for each in drawn.pop("sides", ()))
+        page = Page(
+            parts=parts,
+            prefill=prefill,
+            mappings=Mappings(sides=sides, **drawn) if drawn else None,
+            left_out=left_out,
+            variants=known,
+            **record,
+        )
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, (InputError, BudgetError, UnknownName)):
             raise
@@ -232,16 +262,19 @@ def _claim(
     kinds: Sequence[str] = (),
     **more: Any,
 ) -> Claim:
-    def side(given: Any) -> Side:
-        fields = {"method": given} if isinstance(given, str) else dict(given)
-        stated = fields.pop("keep", keep)
-        budget = float(Fraction(stated)) if isinstance(stated, str) else stated
-        method = fields["method"]
-        if method.startswith(PREFIX) and method not in prepared:
-            raise UnknownName("side of a claim", method, prepared)
-        return Side(keep=budget, prepared=prepared.get(method), **fields)
+    sides = (_side(each, keep, prepared) for each in (better, worse))
+    return Claim(**dict(zip(("better", "worse"), sides, strict=True)), kinds=tuple(kinds), **more)
 
-    return Claim(better=side(better), worse=side(worse), kinds=tuple(kinds), **more)
+
+def _side(given: Any, keep: Any, prepared: Table[str, Variant | Optimum]) -> Side:
+    """A side as a page states it, with `keep` unless it has its own."""
+    fields = {"method": given} if isinstance(given, str) else dict(given)
+    stated = fields.pop("keep", keep)
+    budget = float(Fraction(stated)) if isinstance(stated, str) else stated
+    method = fields["method"]
+    if method.startswith(PREFIX) and method not in prepared:
+        raise UnknownName("side of a claim", method, prepared)
+    return Side(keep=budget, prepared=prepared.get(method), **fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
