@@ -366,7 +366,11 @@ def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
             str(each.seeds),
             f"{each.dialogues} {each.data}".strip(),
             ", ".join(f"{key} {value}" for key, value in (*each.start, *each.recipe)),
-            ", ".join(f"{key} {sum(values) / len(values):.3f}" for key, values in sums.items()),
+            ", ".join(
+                f"{key} {sum(values) / len(values):.3f}"
+                for key, values in sums.items()
+                if "loss" not in key  # sums of the others
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -428,7 +432,14 @@ def curves(found: Answered, page: Page) -> Any:
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=2 * columns + 1,
+        frameon=False,
+    )
     return figure
 
 
@@ -656,6 +667,11 @@ def _made(
         stale = "" if facts["foveate"] == fingerprints.code() else " (not the present one)"
         lines.append(
             f"- Code: foveate {facts['foveate']}{stale}, transformers {facts['transformers']}."
+        )
+    if page.variants:
+        lines.append(
+            "- Several trainings of a compressor on one model are averaged, as draws are: how much "
+            "they differ is in the intervals as far as it makes models differ."
         )
     largest = max(map(len, models.values()))
     lines.append(

@@ -100,8 +100,15 @@ def from_tiles(count: int, split: str = "test", world: str = FIRST) -> list[Dial
     ]
 
 
-def from_clips(count: int, split: str = "test", world: str = FIRST) -> list[Dialogue]:
-    """The clips that a model of tiles takes, three questions each; see `from_reference`."""
+def from_clips(
+    count: int, split: str = "test", world: str = FIRST, frames: int = 16
+) -> list[Dialogue]:
+    """The clips that a model of tiles takes, three questions each.
+
+    Args:
+        count, split, world: as `from_reference` takes them.
+        frames: of every clip, so that several make a batch.
+    """
     from foveate import reference
 
     return [
@@ -111,7 +118,7 @@ def from_clips(count: int, split: str = "test", world: str = FIRST) -> list[Dial
             _asked(each.turns),
             is_video=True,
         )
-        for each in reference.clip_samples(split, count, world=world)
+        for each in reference.clip_samples(split, count, world=world, frames=frames)
     ]
 
 

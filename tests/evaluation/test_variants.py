@@ -118,6 +118,11 @@ like = "learned"
 says = "trained elsewhere"
 data = "second-world"
 seeds = 1
+[mappings]
+title = "Pictures of P"
+text = "Two scenes."
+sides = ["variant:start", "uniform"]
+keep = 0.2
 [[parts]]
 title = "Scenes"
 data = "scenes"
@@ -221,6 +226,8 @@ def test_a_page_trains_what_it_needs_once(folder: Path, monkeypatch: pytest.Monk
     assert "no model for clips" in text
     assert "| `learned` | trained | `metacompress:dim=4` | 2 | 6 |" in text
     assert "prediction 0.1 " in text and str(folder) not in text
+    assert "(paper-mappings.png)" in text
+    assert (folder / "paper-mappings.png").stat().st_size > 1000
     words = [line.split("**")[1] for line in text.splitlines() if line.endswith("** |")]
     assert words[-1] == "out of reach" and words.count("out of reach") == 1  # of clips
     # Again: nothing is trained, found or asked, and the page is the same.
