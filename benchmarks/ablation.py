@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --out RUNS --seeds 3                 # hours on two cores
     python -m benchmarks.ablation --out RUNS --seeds 3 --device cuda   # minutes
-    python -m benchmarks.ablation --out RUNS --page docs/ablation.md   # from what is there
+    python -m benchmarks.ablation --out RUNS --page FILE.md             # from what is there
 
 Every case is a training of its own, with its own initialisation and the same batches; those that
 change only the second stage go on from the first stage of the same seed. Interrupted, the same
@@ -159,16 +159,19 @@ def _adopt(source: Path, target: Path, recipe: Recipe) -> None:
 
 
 def figures(folder: Path, scenes: int) -> dict[str, Any]:
-    """Accuracy of a finished case on test scenes; measured once."""
+    """Accuracy of a finished case on so many test scenes; measured once."""
     kept = folder / "measured.json"
-    if not kept.exists():
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if known.get("scenes") != scenes:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         model = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(folder / "model")
-        kept.write_text(json.dumps(measure(model.eval(), processor, scenes), indent=1))
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
+        known = measure(model.eval(), processor, scenes)
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps(known, indent=1))
+        partial.replace(kept)
+    return known
 
 
 def page(out: Path, seeds: int) -> str:

@@ -19,7 +19,7 @@ from foveate import saving
 from foveate.errors import UnknownName
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.variants import Trained
-from foveate.fingerprint import of_weights
+from foveate.fingerprint import of_bits
 from foveate.training import data, relevance
 from foveate.training.learning import FOLDER, random_start, train
 from foveate.training.recipe import Recipe
@@ -163,7 +163,7 @@ def prepare(
             "name": each.label,
             "seed": each.seed,
             "measured": told["measured"],
-            "weights": of_weights(found.net),
+            "weights": of_bits(found.net),
         }
         if progress is not None and task is not None:
             progress.advance(task)

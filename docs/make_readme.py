@@ -19,17 +19,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
-# Files and folders of the package in the order of their layers, and the others.
+# Files and folders of the package as a reader meets them, and the others.
 ORDER = (
     "errors.py",
     "mapping.py",
     "compressor.py",
+    "composition.py",
+    "attention.py",
     "ops.py",
     "methods/",
     "adapters/",
     "catalog.py",
     "card.py",
     "attach/",
+    "fitting.py",
+    "learned.py",
+    "fingerprint.py",
     "saving.py",
     "relevance.py",
     "pictures.py",
@@ -39,6 +44,7 @@ ORDER = (
     "drawing.py",
     "reference/",
     "evaluation/",
+    "training/",
     "web/",
     "cli/",
 )

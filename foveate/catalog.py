@@ -72,10 +72,18 @@ def is_saved(name: str) -> bool:
     return name.startswith(SAVED)
 
 
-@functools.cache
 def _loaded(place: str) -> Compressor:
+    if place.startswith("hub:"):
+        return _read(place.removeprefix("hub:"), None)
+    folder = Path(place).expanduser()
+    # A folder may be written anew while this process runs.
+    stamps = [(each.name, each.stat().st_mtime_ns) for each in sorted(folder.glob("compressor.*"))]
+    return _read(folder, tuple(stamps))
+
+
+@functools.cache
+def _read(path: str | Path, stamps: Any) -> Compressor:
     saving = importlib.import_module("foveate.saving")
-    path = place.removeprefix("hub:") if place.startswith("hub:") else Path(place).expanduser()
     found: Compressor = saving.load(path)
     return found
 

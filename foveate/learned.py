@@ -70,7 +70,8 @@ class LearnedCompressor(Compressor):
         """The method with weights for this model: its own, or those that are shipped.
 
         Raises:
-            SavedFileError: it was trained for another model, or there are no weights at all.
+            SavedFileError: it was trained for another model, there are no weights at all, or those
+                that are shipped have other settings than were asked for.
         """
         if self.net is not None and self.trained_on is None:
             return self
@@ -88,6 +89,12 @@ class LearnedCompressor(Compressor):
                 )
             shipped = load(found)
             assert isinstance(shipped, type(self))
+            if self not in (type(self)(), shipped):  # a bare name takes what there is
+                raise SavedFileError(
+                    f"The weights of {name} that are shipped for this model have other settings.\n"
+                    f"Asked for: {self}.\nShipped: {shipped}.\n"
+                    "Take the name alone, or train one with these settings."
+                )
             return shipped
         if self.trained_on != here:
             raise SavedFileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def load_image(path: str | Path) -> Image.Image:
         )
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes).\nExpected an image file.")
+    return decoded(file, str(path))
+
+
+def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """An image in RGB.
+
+    Args:
+        file: where its bytes are.
+        name: how errors call it.
+
+    Raises:
+        InputError: it is broken, or so large that it would fill the memory.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -37,16 +51,16 @@ def load_image(path: str | Path) -> Image.Image:
                 return opened.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path} is too large: it holds more than {Image.MAX_IMAGE_PIXELS:,} pixels.\n"
+            f"{name} is too large: it holds more than {Image.MAX_IMAGE_PIXELS:,} pixels.\n"
             "Scale it down first; a few megapixels are more than any model looks at."
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path} is no image that can be read.\nExpected PNG, JPEG, WebP or the like."
+            f"{name} is no image that can be read.\nExpected PNG, JPEG, WebP or the like."
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(
-            f"{path} is broken: {str(error).splitlines()[0] if str(error) else 'unreadable'}.\n"
+            f"{name} is broken: {str(error).splitlines()[0] if str(error) else 'unreadable'}.\n"
             "Save or download it again."
         ) from error
 

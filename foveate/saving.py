@@ -79,16 +79,21 @@ def save(
             key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()
         }
     folder.mkdir(parents=True, exist_ok=True)
+    target = folder / FILE
+    files = {FILE: (json.dumps(record, indent=2) + "\n").encode()}
     if tensors is not None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(tensors, str(folder / f"{WEIGHTS}.partial"))
-        (folder / f"{CARD}.partial").write_text(_card(record))
-        os.replace(folder / f"{CARD}.partial", folder / CARD)
-        os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
-    target, partial = folder / FILE, folder / f"{FILE}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, target)
+        files |= {CARD: _card(record).encode(), WEIGHTS: save(tensors)}
+    for name, content in files.items():
+        (folder / f"{name}.partial").write_bytes(content)
+    # Without its record the folder holds nothing: never new weights under an old record.
+    target.unlink(missing_ok=True)
+    for name in (CARD, WEIGHTS, FILE):
+        if name in files:
+            os.replace(folder / f"{name}.partial", folder / name)
+        elif (folder / WEIGHTS).is_file():  # an older one's, and so is its card
+            (folder / name).unlink(missing_ok=True)
     return target
 
 

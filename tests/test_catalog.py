@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+import foveate
 from foveate import catalog
 from foveate.compressor import Compressor, Stage
 from foveate.errors import FoveateError, UnknownName
@@ -90,3 +92,11 @@ def test_a_method_that_is_not_catalogued_goes_by_its_class_name() -> None:
         stage = Stage.INPUT
 
     assert catalog.name_of(Mine) == "Mine"
+
+
+def test_a_folder_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    foveate.save(catalog.make("random", seed=1), tmp_path)
+    assert catalog.make(str(tmp_path)) == catalog.make("random", seed=1)
+    assert catalog.make(str(tmp_path)) is catalog.make(str(tmp_path))
+    foveate.save(catalog.make("random", seed=2), tmp_path)
+    assert catalog.make(str(tmp_path)) == catalog.make("random", seed=2)

@@ -151,6 +151,13 @@ def test_the_readmes_tables_are_current() -> None:
     assert make_readme.current(text) == text, "run `python docs/make_readme.py`"
 
 
+def test_the_readme_names_every_part_of_the_package() -> None:
+    there = {path.name for path in (ROOT / "foveate").iterdir() if path.suffix == ".py"}
+    there |= {f"{path.parent.name}/" for path in (ROOT / "foveate").glob("*/__init__.py")}
+    named = set(make_readme.ORDER)
+    assert named == there - {"__init__.py", "__main__.py"}
+
+
 def untimed(text: str) -> str:
     """Without what differs from one run or machine to the next."""
     return re.sub(r"[\d.]+ ms", "_ ms", text)

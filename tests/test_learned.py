@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 import foveate
 from foveate import catalog, reference
 from foveate.errors import SavedFileError
-from foveate.fingerprint import of_weights
+from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import SHIPPED, LearnedCompressor
+from foveate.methods.metacompress import MetaCompress
 from tests.families.models import FAMILIES
 
 LEARNED = [name for name in catalog.names() if catalog.method_class(name).trainable]
@@ -65,6 +67,31 @@ def test_shipped_weights_are_found_by_name(folder: Path) -> None:
         model(**inputs)
     assert run.items[0].mapping.m == 26
     assert isinstance(run.method, LearnedCompressor) and run.method.trained_on == folder.name
+
+
+def test_shipped_weights_of_other_settings_are_not_taken() -> None:
+    model, _ = reference.load()
+    with foveate.attach(model, MetaCompress(pool="2d"), keep=5) as run:  # what it is
+        spelled = run.method
+    with foveate.attach(model, "metacompress", keep=5) as run:
+        assert run.method == spelled
+    with pytest.raises(SavedFileError, match="other settings") as error:
+        foveate.attach(model, MetaCompress(dim=8), keep=5)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_a_chain_needs_weights_for_its_learned_part() -> None:
+    model, other = FAMILIES["llava"].build(), FAMILIES["llava"].build()
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.5)
+    with pytest.raises(SavedFileError, match="has to be trained"):
+        foveate.attach(model, foveate.chain("metacompress", "fastv"), keep=3)
+    learned = dataclasses.replace(fresh("metacompress", model), trained_on=of_weights(model))
+    both = foveate.chain(learned, "fastv")
+    with foveate.attach(model, both, keep=3):
+        pass
+    with pytest.raises(SavedFileError, match="trained for another model"):
+        foveate.attach(other, both, keep=3)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -134,3 +161,42 @@ def test_initialising_leaves_the_random_state_alone() -> None:
     for a, b in zip(first.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(a, b)
     assert dataclasses.replace(first, dim=8) != first
+
+
+def test_a_save_that_is_cut_off_leaves_no_weights_under_another_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model, seed=1), tmp_path, model=model)
+    replace = os.replace
+
+    def cut(source: Path, target: Path) -> None:
+        if Path(target).name == "compressor.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    other = FAMILIES["llava"].build(seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        foveate.save(fresh("metacompress", other, seed=2), tmp_path, model=other)
+    with pytest.raises(SavedFileError, match="holds no saved compressor"):
+        foveate.load(tmp_path, model=model)
+
+
+def test_an_older_one_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model), tmp_path, model=model)
+    foveate.save(catalog.make("pool"), tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["compressor.json"]
+    (tmp_path / "README.md").write_text("mine")  # no card of ours: there are no weights beside it
+    foveate.save(catalog.make("pool"), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_bits_tell_apart_what_a_fingerprint_may_not() -> None:
+    net = torch.nn.Linear(40, 40)
+    before, bits = of_weights(net), of_bits(net)
+    assert of_bits(net) == bits
+    with torch.no_grad():
+        net.weight[3, 3] += 1e-6
+    assert of_weights(net) == before and of_bits(net) != bits

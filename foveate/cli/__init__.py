@@ -69,6 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _explain("Interrupted", _GOES_ON, False)
         return _INTERRUPTED
+    except OSError as error:  # of the disk: no such folder, no permission, no space
+        where = f": {error.filename}" if error.filename is not None else ""
+        reason = error.strerror or (str(error).splitlines() or [""])[0]
+        _explain(type(error).__name__, f"{reason}{where}", "--json" in arguments)
+        return 1
     except Exception as error:
         # Usage errors of typer's parser know how to show themselves.
         show = getattr(error, "show", None)

@@ -16,14 +16,12 @@ def chat(
         list[str] | None,
         typer.Argument(help="Image files, or scene:N: what the first question is about."),
     ] = None,
-    method: Annotated[
-        str, typer.Option("--method", "-m", help="name[@preset][:field=value,...]")
-    ] = "visionzip",
+    method: options.Method = "visionzip",
     keep: Annotated[
         str | None,
         typer.Option("--keep", "-k", help='Tokens (64), or a share ("25%", 0.25). 25% if none.'),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A published setting instead.")] = None,
+    preset: options.Preset = None,
     positions: options.Positions = None,
     turns: Annotated[
         str,
@@ -32,7 +30,7 @@ def chat(
             '"each": chosen anew by every question.'
         ),
     ] = "first",
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 256,
+    max_new_tokens: options.MaxNewTokens = 256,
     model: options.Model = "reference",
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",

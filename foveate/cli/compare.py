@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli import options
-from foveate.cli.output import call, finish
+from foveate.cli.output import call, finish, folder_for
 
 
 def compare(
@@ -50,7 +50,7 @@ def compare(
         ),
     ] = False,
     batch: Annotated[int, typer.Option(help="Dialogues answered at a time.", min=1)] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
+    max_new_tokens: options.MaxNewTokens = 16,
     repeats: Annotated[int, typer.Option(help="Timed prefills of each setting.", min=2)] = 5,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget stored answers.")] = False,
     model: Annotated[
@@ -107,9 +107,7 @@ def compare(
         data_line = f"data = evaluation.from_jsonl({str(data)!r}){first}"
     if oracle:
         check(dialogues)
-    folder = out or Path("output") / "compare" / (all_seeds.name if all_seeds else "+".join(places))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; --out needs a folder.")
+    folder = folder_for(out, "compare", all_seeds.name if all_seeds else "+".join(places))
     asked: dict[str, Any] = {
         "out": str(folder),
         "data_name": data_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,3 +20,34 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Positions = Annotated[
     str | None, typer.Option("--positions", help='"original" or "reindex" position ids.')
 ]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", "-m", help="name[@preset][:field=value,...], or a chain of them: name/name."
+    ),
+]
+Keep = Annotated[
+    str | None, typer.Option("--keep", "-k", help='Tokens (64), or a share ("25%", 0.25).')
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="A published setting instead.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.", min=1)]
+
+# Of trainings.
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="scenes, FILE.jsonl, hf:NAME, or LAYOUT:FOLDER (gqa, vqav2, llava-instruct ...)",
+    ),
+]
+Count = Annotated[
+    int | None, typer.Option("--count", help="Dialogues to use; all if not said.", min=1)
+]
+Validation = Annotated[
+    float,
+    typer.Option("--validation", help="Share of the pictures to validate on.", max=0.9, min=0),
+]
+RunFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
+]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Leave an accelerator alone.")]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.syntax import Syntax
+
+from foveate.errors import InputError
 
 
 def finish(result: dict[str, Any], shown: list[Any], python: list[str], as_json: bool) -> None:
@@ -26,6 +29,18 @@ def finish(result: dict[str, Any], shown: list[Any], python: list[str], as_json:
         console.print(each)
     for each in python_lines(python):
         console.print(each)
+
+
+def folder_for(out: Path | None, *otherwise: str) -> Path:
+    """Where a verb writes: what was said, or a folder under `output`.
+
+    Raises:
+        InputError: a file is there.
+    """
+    found = out or Path("output", *otherwise)
+    if found.exists() and not found.is_dir():
+        raise InputError(f"{found} is a file; --out needs a folder.")
+    return found
 
 
 def python_lines(python: list[str]) -> list[Any]:

@@ -14,18 +14,14 @@ from foveate.cli.output import finish
 def run(
     image: Annotated[str, typer.Argument(help="An image file, or scene:N.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    method: Annotated[
-        str, typer.Option("--method", "-m", help="name[:field=value,...]")
-    ] = "divprune",
-    keep: Annotated[
-        str | None, typer.Option("--keep", "-k", help='Tokens (64), or a share ("25%", 0.25).')
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="A published setting instead.")] = None,
+    method: options.Method = "divprune",
+    keep: options.Keep = None,
+    preset: options.Preset = None,
     positions: options.Positions = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to draw what was kept (PNG).")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 64,
+    max_new_tokens: options.MaxNewTokens = 64,
     model: options.Model = "reference",
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",

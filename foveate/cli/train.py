@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import learn, options
-from foveate.cli.output import call, finish
+from foveate.cli.output import call, finish, folder_for
 from foveate.cli.train_relevance import relevance
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def reference(
     name: Annotated[
         str, typer.Argument(help="reference (scenes), or reference-tiles (tiles and clips).")
     ] = "reference",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
-    ] = None,
+    out: options.RunFolder = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0)] = 0,
     recipe: Annotated[str, typer.Option(help="cpu (hours on two cores) or gpu (minutes).")] = "cpu",
     change: Annotated[
@@ -67,9 +65,7 @@ def reference(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"There is no device {device!r} here.\nUse --device cpu --recipe cpu.")
     chosen = _recipe(name, recipe, change or [])
-    folder = out or Path("output") / "train" / f"{name}-seed{seed}"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; --out needs a folder.")
+    folder = folder_for(out, "train", f"{name}-seed{seed}")
     torch.set_num_threads(threads)
     console = Console(stderr=True)
     with _shown(console) as tell:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from foveate.cli import options
-from foveate.cli.output import call, finish
+from foveate.cli.output import call, finish, folder_for
 
 
 def relevance(
     model: options.Model = "reference",
-    data: Annotated[
-        str, typer.Option(help="scenes, a JSONL file, LAYOUT:FOLDER or hf:NAME.")
-    ] = "scenes",
-    count: Annotated[int | None, typer.Option(help="Dialogues to learn from.", min=1)] = None,
-    validation: Annotated[
-        float, typer.Option(help="Share of them to measure on instead.", min=0, max=0.9)
-    ] = 0.1,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run's folder; goes on from there.")
-    ] = None,
+    data: options.Data = "scenes",
+    count: options.Count = None,
+    validation: options.Validation = 0.1,
+    out: options.RunFolder = None,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
     batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
@@ -30,10 +23,10 @@ def relevance(
     relu: Annotated[bool, typer.Option(help="Chefer's ReLU, which the paper leaves out.")] = False,
     explained: Annotated[str, typer.Option(help="logit or logprob.")] = "logprob",
     limit: Annotated[int, typer.Option(help="Visual tokens of a prompt.", min=1)] = 1500,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.", min=1)] = 16,
+    max_new_tokens: options.MaxNewTokens = 16,
     seed: Annotated[int, typer.Option(help="Of parameters, order and drawing.", min=0)] = 0,
     run: Annotated[int, typer.Option(help="Dialogues that the model runs at a time.", min=1)] = 8,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave an accelerator alone.")] = False,
+    cpu: options.Cpu = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -60,11 +53,11 @@ def relevance(
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
     method = Relevance(scaling=scaling, kinds=kinds)
     learned, held = split(dialogues, validation, seed)
-    folder = out or Path("output") / "train" / f"relevance-seed{seed}"
-    loaded, processor = Source(model, revision, dtype, device_map, attn).load()
-    pairs = Pairs(
-        loaded, processor, folder / "pairs", rule=rule, limit=limit, max_new_tokens=max_new_tokens
-    )
+    folder = folder_for(out, "train", f"relevance-seed{seed}")
+    source = Source(model, revision, dtype, device_map, attn)
+    loaded, processor = source.load()
+    asked: dict[str, Any] = {"rule": rule, "limit": limit, "max_new_tokens": max_new_tokens}
+    pairs = Pairs(loaded, processor, folder / "pairs", **asked)
     with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
         task = progress.add_task("asking the model", total=len(dialogues))
         pairs.fill([*learned, *held], batch_size=run, done=lambda n: progress.advance(task, n))
@@ -88,16 +81,16 @@ def relevance(
     shown: list[Any] = [f"{name}: {value:.3f}" for name, value in trained.values.items()]
     shown.append(f"the compressor is in {trained.folder}")
     python = [
+        *source.python,
+        "from foveate.methods.relevance import Relevance",
+        "from foveate.relevance import Rule",
+        "from foveate.training import data",
         "from foveate.training.relevance import Pairs, Settings, train",
-        call("pairs = Pairs", "model", "processor", repr(str(folder / "pairs")), rule=rule),
-        "pairs.fill(dialogues)",
-        call(
-            "train",
-            f"{method!r}",
-            "model",
-            "pairs.read(dialogues)",
-            repr(str(folder)),
-            f"{settings}",
-        ),
+        "found = " + call("data.examples", repr(data), count=count, seed=seed),
+        f"learn, held = data.split(found, {validation}, seed={seed})",
+        "pairs = " + call("Pairs", "model", "processor", repr(str(folder / "pairs")), **asked),
+        "pairs.fill([*learn, *held])",
+        f"trained = train({method!r}, model, pairs.read(learn), {str(folder)!r}, {settings!r}, "
+        f"validation=pairs.read(held), facts={facts!r})",
     ]
     finish({"compressor": str(trained.folder), "values": trained.values}, shown, python, as_json)

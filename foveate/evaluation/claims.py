@@ -262,8 +262,12 @@ def _claim(
     kinds: Sequence[str] = (),
     **more: Any,
 ) -> Claim:
-    sides = (_side(each, keep, prepared) for each in (better, worse))
-    return Claim(**dict(zip(("better", "worse"), sides, strict=True)), kinds=tuple(kinds), **more)
+    return Claim(
+        better=_side(better, keep, prepared),
+        worse=_side(worse, keep, prepared),
+        kinds=tuple(kinds),
+        **more,
+    )
 
 
 def _side(given: Any, keep: Any, prepared: Table[str, Variant | Optimum]) -> Side:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from foveate.errors import InputError
-from foveate.pictures import load_image
+from foveate.pictures import decoded, load_image
 from foveate.reference.worlds import FIRST
 
 _ARTICLES = {"a", "an", "the"}
@@ -34,19 +35,46 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """A picture in a file of others, read when it is looked at.
+
+    Attributes:
+        digest: SHA-256 of its bytes as they are stored; pictures are the same if theirs is.
+        where: how errors call it.
+        read: gives the bytes.
+    """
+
+    digest: str
+    where: str = dataclasses.field(compare=False)
+    read: Callable[[], bytes] = dataclasses.field(compare=False, repr=False)
+
+    def load(self) -> Image.Image:
+        """The picture in RGB.
+
+        Raises:
+            InputError: it cannot be decoded.
+        """
+        return decoded(io.BytesIO(self.read()), self.where)
+
+
+Picture = Path | Image.Image | Stored
+
+
+@dataclasses.dataclass(frozen=True)
 class Dialogue:
     """Questions in their order about some images, or about one video.
 
     Attributes:
         name: unique in its data.
-        pictures: paths of images; of a video's frames with `is_video`; or images themselves.
+        pictures: paths of images; of a video's frames with `is_video`; images themselves, or where
+            they are stored.
         turns: the questions.
         is_video: whether the pictures are the frames of one video.
         scene: (seed, split) of the shipped scene that it is about; None for all other pictures.
     """
 
     name: str
-    pictures: tuple[Path | Image.Image, ...]
+    pictures: tuple[Picture, ...]
     turns: tuple[Turn, ...]
     is_video: bool = False
     scene: tuple[int, str] | None = None
@@ -57,16 +85,22 @@ class Dialogue:
         Raises:
             InputError: one cannot be read.
         """
-        return [
-            one.convert("RGB") if isinstance(one, Image.Image) else load_image(one)
-            for one in self.pictures
-        ]
+        return [_loaded(one) for one in self.pictures]
+
+
+def _loaded(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    return picture.load() if isinstance(picture, Stored) else load_image(picture)
 
 
 def normalised(text: str) -> str:
-    """Lower case, no articles, no punctuation (kept inside numbers), single spaces."""
+    """Lower case, no articles, no punctuation (kept inside numbers), single spaces.
+
+    An article that is all there is stays: "A" may be the choice that was asked for.
+    """
     words = _PUNCTUATION.sub(" ", text.lower()).split()
-    return " ".join(word for word in words if word not in _ARTICLES)
+    return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
 def from_reference(count: int, split: str = "test", world: str = FIRST) -> list[Dialogue]:
@@ -149,7 +183,8 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
         )
     found: list[Dialogue] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON strings may hold other line ends than "\n" as they are.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no UTF-8 text ({error.reason}).") from error
     for number, line in enumerate(lines, start=1):
@@ -184,18 +219,25 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
     if not isinstance(turns, list) or not turns:
         raise InputError(f'{where}: "turns" must be a list of questions with answers.')
     return Dialogue(
-        str(record.get("id", name)), pictures, tuple(_turn(t, where) for t in turns), is_video
+        str(record.get("id", name)), pictures, tuple(turn(t, where) for t in turns), is_video
     )
 
 
-def _turn(record: Any, where: str) -> Turn:
-    question = record.get("question") if isinstance(record, dict) else None
-    answers = record.get("answers", [record.get("answer")]) if question else []
-    if not question or not answers or not all(isinstance(a, str) and a for a in answers):
+def turn(record: Any, where: str) -> Turn:
+    """A question with its "answer", or "answers": one of them or a list.
+
+    Raises:
+        InputError: it is something else.
+    """
+    asked = record.get("question") if isinstance(record, dict) else None
+    answers = (record.get("answers") or record.get("answer")) if asked else None
+    answers = [answers] if isinstance(answers, str) else answers
+    right = isinstance(answers, list | tuple) and all(isinstance(a, str) and a for a in answers)
+    if not isinstance(asked, str) or not answers or not right:
         raise InputError(
-            f'{where}: a turn needs "question" and "answer" (or "answers"); got {record!r:.80}.'
+            f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
         )
-    return Turn(question, tuple(answers), str(record.get("kind", "")))
+    return Turn(asked, tuple(answers), str(record.get("kind") or ""))
 
 
 def fingerprint(dialogues: Sequence[Dialogue]) -> str:
@@ -208,9 +250,16 @@ def fingerprint(dialogues: Sequence[Dialogue]) -> str:
     return found.hexdigest()[:16]
 
 
-def _identity(picture: Path | Image.Image) -> bytes:
+def pixels(picture: Image.Image) -> bytes:
+    """What an image shows, size included: in RGB, since indices into a palette say nothing."""
+    return f"RGB {picture.size}".encode() + picture.convert("RGB").tobytes()
+
+
+def _identity(picture: Picture) -> bytes:
     if isinstance(picture, Image.Image):
-        return f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+        return pixels(picture)
+    if isinstance(picture, Stored):
+        return picture.digest.encode()
     state = picture.stat()
     return f"{picture.name} {state.st_size} {state.st_mtime_ns}".encode()
 

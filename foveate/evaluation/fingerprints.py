@@ -15,6 +15,7 @@ import foveate
 _DECIDING = (
     *("*.py", "adapters/*.py", "attach/*.py", "methods/*.py"),
     *("evaluation/answering.py", "evaluation/oracle.py", "evaluation/relevance_map.py"),
+    "weights/*/*/compressor.*",  # shipped ones are found by a method's name alone
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

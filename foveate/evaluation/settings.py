@@ -15,7 +15,7 @@ from foveate import catalog
 from foveate.compressor import Compressor, check_keep, with_preset
 from foveate.errors import BudgetError, InputError, UnknownName
 from foveate.evaluation.data import Dialogue
-from foveate.fingerprint import of_weights
+from foveate.fingerprint import of_bits
 from foveate.mapping import Mapping
 
 Keep = int | float
@@ -86,7 +86,7 @@ class Setting:
         if catalog.is_saved(self.method):
             made = self.make()
             net = getattr(made, "net", None)
-            parts["saved"] = [repr(made), None if net is None else of_weights(net)]
+            parts["saved"] = [repr(made), None if net is None else of_bits(net)]
         return f"{self.method} {json.dumps(parts, sort_keys=True)}"
 
     @property

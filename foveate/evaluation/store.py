@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from foveate.errors import SavedFileError
 
@@ -15,14 +15,18 @@ class Store:
     Args:
         path: the JSONL file; made with its folder if absent.
         facts: what all records must share: model, data, versions.
+        anew: how the command starts over, for errors.
 
     Raises:
         SavedFileError: the file holds answers that were made under other facts.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
+    def __init__(
+        self, path: Path, facts: dict[str, Any], anew: str = "start over with --fresh"
+    ) -> None:
+        self.path, self.facts, self.anew = path, facts, anew
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
+        self._file: TextIO | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read() if path.exists() else []
         # Rewritten once: the line that an interruption cut in two goes.
@@ -35,31 +39,42 @@ class Store:
     def existing(cls, path: Path) -> Store:
         """What is stored in a file, whatever it was made under (`facts` says that), for reading.
 
+        The file is left as it is: a run that goes on may be adding to it.
+
         Raises:
             SavedFileError: there is no such file, or it is none of stored answers.
         """
-        try:
-            with path.open(encoding="utf-8") as file:
-                facts = json.loads(file.readline())
-        except (OSError, json.JSONDecodeError) as error:
-            raise SavedFileError(
-                f"{path} is no file of stored answers.\nRun what makes them first."
-            ) from error
-        found = cls(path, facts)
-        found.close()
-        return found
-
-    def _read(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+        found = cls.__new__(cls)
+        found.path, found.anew, found.records, found._file = path, "", {}, None
+        lines = found._lines()
         if not lines:
             raise SavedFileError(
-                f"{self.path} is no file of stored answers.\n"
-                "Choose another folder, or start over with --fresh."
+                f"{path} is no file of stored answers.\nRun what makes them first."
+            )
+        found.facts = lines[0]
+        found._take(lines[1:])
+        return found
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Everything up to the first line that is whole no longer; none if it is another file."""
+        lines: list[dict[str, Any]] = []
+        try:
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                line = json.loads(text)
+                if type(line) is not dict or (lines and not {"setting", "dialogue"} <= set(line)):
+                    break
+                lines.append(line)
+        except (OSError, UnicodeDecodeError):
+            return []
+        except json.JSONDecodeError:
+            pass
+        return lines
+
+    def _read(self) -> list[dict[str, Any]]:
+        lines = self._lines()
+        if not lines:
+            raise SavedFileError(
+                f"{self.path} is no file of stored answers.\nChoose another folder, or {self.anew}."
             )
         if lines[0] != self.facts:
             differing = [
@@ -69,11 +84,14 @@ class Store:
             ]
             raise SavedFileError(
                 f"{self.path} holds answers made with {'; '.join(differing)}.\n"
-                "Choose another folder, or start over with --fresh."
+                f"Choose another folder, or {self.anew}."
             )
-        for line in lines[1:]:
-            self.records[line["setting"], line["dialogue"]] = line
+        self._take(lines[1:])
         return lines[1:]
+
+    def _take(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            self.records[line["setting"], line["dialogue"]] = line
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self.records
@@ -83,6 +101,7 @@ class Store:
 
     def add(self, setting: str, dialogue: str, **values: Any) -> None:
         """Write one record at once."""
+        assert self._file is not None, "opened for reading"
         record = {"setting": setting, "dialogue": dialogue, **values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -90,4 +109,5 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

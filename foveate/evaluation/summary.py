@@ -27,7 +27,7 @@ from foveate.evaluation.comparison import (
     Spread,
 )
 from foveate.evaluation.cost import Cost
-from foveate.evaluation.data import Dialogue
+from foveate.evaluation.data import Dialogue, normalised
 from foveate.evaluation.settings import FIRST
 from foveate.evaluation.store import Store
 from foveate.evaluation.timing import Ratio
@@ -339,6 +339,6 @@ def majority(data: Sequence[Dialogue]) -> float:
     """Share of right answers of who knows each kind's most frequent answer, and nothing else."""
     answers: dict[str, Counter[str]] = {}
     for turn in (turn for each in data for turn in each.turns):
-        answers.setdefault(turn.kind, Counter()).update(set(turn.answers))
+        answers.setdefault(turn.kind, Counter()).update(set(map(normalised, turn.answers)))
     asked = sum(len(each.turns) for each in data)
     return sum(each.most_common(1)[0][1] for each in answers.values()) / asked

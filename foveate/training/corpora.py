@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Turn
+from foveate.evaluation.data import Dialogue, Turn, turn
 
 TURNS = 3  # of a dialogue that is built by grouping
 FRAMES = 8  # of a video
@@ -53,23 +53,6 @@ def read(layout: str, place: str | Path, seed: int = 0) -> list[Dialogue]:
     if not found:
         raise InputError(f"{place} holds no dialogue of the layout {layout!r}.")
     return found
-
-
-def turn(record: Any, where: str) -> Turn:
-    """A question with its answer, or list of answers.
-
-    Raises:
-        InputError: it is something else.
-    """
-    asked = record.get("question") if isinstance(record, dict) else None
-    answers = (record.get("answers") or [record.get("answer")]) if asked else []
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(asked, str) or not all(isinstance(a, str) and a for a in answers):
-        raise InputError(
-            f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
-        )
-    return Turn(asked, tuple(answers), str(record.get("kind") or ""))
 
 
 def conversation_turns(said: Any, where: str) -> tuple[Turn, ...]:
@@ -125,7 +108,8 @@ def _gqa(place: Path, seed: int) -> list[Dialogue]:
     for key, entry in entries.items():
         where = f"{file}, question {key}"
         picture = images / f"{_field(entry, 'imageId', where)}.jpg"
-        kind = entry.get("types", {}).get("structural", "")
+        types = entry.get("types")
+        kind = types.get("structural", "") if isinstance(types, dict) else ""
         questions.setdefault(_seen(picture, where, questions), []).append(
             turn({**entry, "kind": kind}, where)
         )
@@ -148,7 +132,7 @@ def _vqav2(place: Path, seed: int) -> list[Dialogue]:
         key = _field(entry, "question_id", where)
         if key not in answers:
             raise InputError(f"{where}: question_id {key} has no annotation in {noted.name}.")
-        picture = images / f"COCO_{split}_{int(_field(entry, 'image_id', where)):012d}.jpg"
+        picture = images / f"COCO_{split}_{_field(entry, 'image_id', where):0>12}.jpg"
         right = answers[key]
         record = {
             "question": entry.get("question"),

@@ -7,16 +7,27 @@ other layouts of published data (`corpora.py`), or "hf:NAME" for a Hugging Face 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import random
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Table
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from foveate.errors import InputError, MissingDependency, UnknownName
-from foveate.evaluation.data import Dialogue, Turn, from_jsonl, from_reference
+from foveate.evaluation.data import (
+    Dialogue,
+    Picture,
+    Stored,
+    Turn,
+    from_jsonl,
+    from_reference,
+    pixels,
+    turn,
+)
 from foveate.training import corpora
 
 SCENES, HUB = "scenes", "hf"
@@ -44,15 +55,20 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
         found = from_jsonl(source)
     elif kind == HUB:
         name, _, split = place.partition(":")
-        found = from_dataset(_dataset(name, split or "train"), name)
+        return from_dataset(_dataset(name, split or "train"), name, count, seed)
     elif colon and kind in corpora.LAYOUTS:
         found = corpora.read(kind, place, seed)
     else:
         kinds = [SCENES, "FILE.jsonl", f"{HUB}:NAME", *(f"{k}:PATH" for k in corpora.LAYOUTS)]
         raise UnknownName("source of examples", source, kinds)
-    if count is None or count >= len(found):
-        return found
-    return random.Random(seed).sample(found, count)
+    return [found[number] for number in _drawn(len(found), count, seed)]
+
+
+def _drawn(among: int, count: int | None, seed: int) -> Sequence[int]:
+    """Which of so many are used."""
+    if count is None or count >= among:
+        return range(among)
+    return random.Random(seed).sample(range(among), count)
 
 
 def split(
@@ -60,9 +76,12 @@ def split(
 ) -> tuple[list[Dialogue], list[Dialogue]]:
     """(training, validation), so that no picture is in both.
 
+    Dialogues that share a picture stay together, also by way of others.
+
     Args:
         dialogues: all of them.
-        share: of the pictures, that go to validation; at least one if it is above 0.
+        share: of what is about the same pictures, that goes to validation; at least one if it is
+            above 0.
         seed: which ones.
 
     Raises:
@@ -70,13 +89,8 @@ def split(
     """
     if share <= 0:
         return list(dialogues), []
-    by_picture: dict[tuple[Any, ...], list[Dialogue]] = {}
-    for each in dialogues:
-        # Pictures in memory are told apart by being themselves: the reader that made them shares
-        # one object between the dialogues about it.
-        key = tuple(p if isinstance(p, Path) else id(p) for p in each.pictures)
-        by_picture.setdefault(key, []).append(each)
-    keys = list(by_picture)
+    together = _together(dialogues)
+    keys = list(together)
     if len(keys) < 2:
         raise InputError(
             "All dialogues are about the same pictures, so none can be held out.\n"
@@ -85,8 +99,35 @@ def split(
     random.Random(seed).shuffle(keys)
     held = max(1, min(len(keys) - 1, round(share * len(keys))))
     out = set(keys[:held])
-    train = [d for key, ds in by_picture.items() if key not in out for d in ds]
-    return train, [d for key in keys[:held] for d in by_picture[key]]
+    train = [d for key, ds in together.items() if key not in out for d in ds]
+    return train, [d for key in keys[:held] for d in together[key]]
+
+
+def _together(dialogues: Sequence[Dialogue]) -> dict[int, list[Dialogue]]:
+    """Dialogues that must not be parted, by the number of the first of them."""
+    leads: dict[Any, int] = {}  # of a picture: a dialogue about it
+    parents = list(range(len(dialogues)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = number = parents[parents[number]]
+        return number
+
+    for number, each in enumerate(dialogues):
+        for picture in each.pictures:
+            other = root(leads.setdefault(_key(picture), number))
+            first, second = sorted((other, root(number)))
+            parents[second] = first
+    found: dict[int, list[Dialogue]] = {}
+    for number, each in enumerate(dialogues):
+        found.setdefault(root(number), []).append(each)
+    return found
+
+
+def _key(picture: Picture) -> Any:
+    return (
+        picture if isinstance(picture, Path | Stored) else hashlib.sha256(pixels(picture)).digest()
+    )
 
 
 def single_turns(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
@@ -98,21 +139,55 @@ def single_turns(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
     ]
 
 
-def from_dataset(dataset: Any, name: str = "dataset") -> list[Dialogue]:
+def from_dataset(
+    dataset: Any, name: str = "dataset", count: int | None = None, seed: int = 0
+) -> list[Dialogue]:
     """Rows of a Hugging Face `datasets` dataset (or any sequence of dicts).
 
     A row has "image" (or a list "images"; "frames" or "video" as a list for a video) with pictures
     or paths, and one of: "turns" as in JSONL; "conversations" as LLaVA writes them; "messages" as
     chat templates take them; "question" with "answer" or "answers".
 
+    Pictures that a `datasets` dataset holds stay in its files until they are looked at.
+
     Args:
         dataset: its rows.
         name: how errors call it.
+        count: how many rows are drawn; all, in their order, if None.
+        seed: of the drawing.
 
     Raises:
         InputError: a row has another form; the message names it.
     """
-    return [_row(row, f"{name}, row {number}", str(number)) for number, row in enumerate(dataset)]
+    rows = _undecoded(dataset)
+    return [_row(rows, number, name) for number in _drawn(len(rows), count, seed)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrow:
+    """Rows of a `datasets` dataset with pictures as the bytes that they are stored as."""
+
+    dataset: Any  # formatted as Arrow tables
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.dataset[number].to_pylist()[0]
+        return found
+
+    def picture(self, number: int, column: str, index: int | None) -> bytes:
+        """The bytes of a picture; of a list of them the one at `index`."""
+        cell = self.dataset[number].column(column)[0].as_py()
+        found: bytes = (cell if index is None else cell[index])["bytes"]
+        return found
+
+
+def _undecoded(dataset: Any) -> Any:
+    """A `datasets` dataset without the decoding of its pictures; all else as it is."""
+    form = getattr(dataset, "format", None)
+    plain = isinstance(form, dict) and form.get("type", "") is None  # nobody's own transform
+    return _Arrow(dataset.with_format("arrow")) if plain else dataset
 
 
 def _dataset(name: str, wanted: str) -> Any:
@@ -133,22 +208,35 @@ def _dataset(name: str, wanted: str) -> Any:
         ) from error
 
 
-def _row(row: Table[str, Any], where: str, name: str) -> Dialogue:
-    is_video = any(key in row for key in ("frames", "video"))
+def _row(rows: Any, number: int, name: str) -> Dialogue:
+    row: Table[str, Any] = rows[number]
+    where = f"{name}, row {number}"
+    is_video = any(row.get(key) is not None for key in ("frames", "video"))
     keys = ("frames", "video") if is_video else ("images", "image")
-    shown = next((row[key] for key in keys if row.get(key) is not None), None)
-    pictures = list(shown) if isinstance(shown, list | tuple) else [shown]
-    if shown is None or not pictures:
+    column = next((key for key in keys if row.get(key) is not None), None)
+    shown: Any = None if column is None else row[column]
+    several = isinstance(shown, list | tuple)
+    pictures = list(shown) if several else [shown]
+    if column is None or not pictures:
         raise InputError(f'{where} has no picture.\nExpected "image", "images" or "frames".')
+    read = functools.partial(rows.picture, number, column) if isinstance(rows, _Arrow) else None
     return Dialogue(
-        str(row.get("id", name)),
-        tuple(_picture(each, where) for each in pictures),
+        # Ids of published sets are not always their own.
+        f"{number}-{row['id']}" if row.get("id") is not None else str(number),
+        tuple(
+            _picture(each, where, read and functools.partial(read, index if several else None))
+            for index, each in enumerate(pictures)
+        ),
         _turns(row, where),
         is_video,
     )
 
 
-def _picture(value: Any, where: str) -> Path | Image.Image:
+def _picture(value: Any, where: str, read: Callable[[], bytes] | None) -> Picture:
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # as `datasets` stores one
+        if value["bytes"] is not None and read is not None:
+            return Stored(hashlib.sha256(value["bytes"]).hexdigest(), f"{where}: the picture", read)
+        value = value["path"]
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, str | Path):
@@ -162,13 +250,17 @@ def _turns(row: Table[str, Any], where: str) -> tuple[Turn, ...]:
     if row.get("conversations") is not None:
         return corpora.conversation_turns(row["conversations"], where)
     if row.get("messages") is not None:
+        messages = row["messages"] if isinstance(row["messages"], list | tuple) else ()
         said = [
             {"from": str(each.get("role")), "value": _text(each.get("content"))}
-            for each in row["messages"]
+            for each in messages
+            if isinstance(each, dict)
         ]
         return corpora.conversation_turns(said, where)
-    given = row["turns"] if row.get("turns") is not None else [row]
-    return tuple(corpora.turn(each, where) for each in given)
+    given: Any = row["turns"] if row.get("turns") is not None else [row]
+    if not isinstance(given, Iterable) or isinstance(given, str | dict) or not given:
+        raise InputError(f'{where}: "turns" must be a list of questions with answers.')
+    return tuple(turn(each, where) for each in given)
 
 
 def _text(content: Any) -> str:

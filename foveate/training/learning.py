@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import json
@@ -16,8 +17,9 @@ from torch import distributed
 
 from foveate import catalog, saving
 from foveate.errors import InputError, MissingDependency, SavedFileError
+from foveate.evaluation import fingerprints
 from foveate.evaluation.data import Dialogue, fingerprint
-from foveate.fingerprint import of_weights
+from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import LearnedCompressor
 from foveate.training.features import Packed
 from foveate.training.recipe import Recipe
@@ -51,7 +53,10 @@ def random_start(seed: int = 0) -> Start:
     """The method's own fresh parameters, unless it has some."""
 
     def start(method: LearnedCompressor, model: Any, pictures: Sequence[Packed]) -> Any:
-        return method if method.net is not None else method.initialised(model, seed)
+        if method.net is None:
+            return method.initialised(model, seed)
+        # A copy: the same call after an interruption begins where this one did.
+        return dataclasses.replace(method, net=copy.deepcopy(method.net))
 
     return start
 
@@ -143,6 +148,8 @@ def train(
         "dialogues": [len(dialogues), fingerprint(dialogues)],
         "validation": [len(validation), fingerprint(validation)],
         "answers": [teacher.answers, teacher.max_new_tokens, teacher.top],
+        **begins_at(method),
+        **({"attached": {k: _told(v) for k, v in options.items()}} if options else {}),
         **(facts or {}),
     }
     if arguments.should_save:
@@ -190,6 +197,17 @@ def train(
         saving.save(trained, folder / FOLDER, model=model, training=known)
     _wait()
     return Trained(trained, folder / FOLDER, values)
+
+
+def begins_at(method: LearnedCompressor) -> dict[str, str]:
+    """For a training's record: the parameters that a method brings along, if it does."""
+    return {} if method.net is None else {"begins": of_bits(method.net)}
+
+
+def _told(option: Any) -> Any:
+    """An option of `foveate.attach` for the record; of a processor what it does."""
+    plain = option is None or isinstance(option, bool | int | float | str)
+    return option if plain else fingerprints.processor(option)
 
 
 def _bare(method: LearnedCompressor) -> LearnedCompressor:

@@ -328,16 +328,23 @@ def _relative(each: Looked, name: str) -> Tensor:
 
 
 def save(found: Iterable[Optimal], folder: str | Path) -> list[Path]:
-    """Every P as a file that `foveate.Mapping.load` reads, named after its dialogue and picture."""
+    """Every P as a file that `foveate.Mapping.load` reads, named after its dialogue and picture.
+
+    A dialogue's name that is no file's is told apart from others like it by a hash behind it.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     files = []
     for each in found:
         for number, mapping in enumerate(each.mappings):
-            safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in each.name)
-            file = target / f"{safe}-{number}.safetensors"
+            file = target / f"{_safe(each.name)}-{number}.safetensors"
             partial = file.with_suffix(".partial")
             mapping.save(partial)
             os.replace(partial, file)
             files.append(file)
     return files
+
+
+def _safe(name: str) -> str:
+    found = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+    return found if found == name else f"{found}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from foveate.compressor import check_keep
@@ -11,6 +12,7 @@ from foveate.training.losses import Weights
 
 OPTIMISERS = {"sgd": "sgd", "adamw": "adamw_torch"}  # ours -> the Trainer's name
 CLIPS = ("norm", "value", "none")
+SCHEDULES = ("constant", "cosine", "linear")  # the Trainer's names
 _RATES = {"sgd": 1e-3, "adamw": 1e-3}
 _BOUNDS = {"sgd": 1e-2, "adamw": 1.0}
 
@@ -27,11 +29,11 @@ class Recipe:
         micro_batch: dialogues of one forward pass in one process; None: as many as a step has.
             Gradients are accumulated over the rest of the step.
         optimiser: ``"sgd"`` as published, or ``"adamw"``.
-        rate: learning rate; None for 1e-3.
+        rate: learning rate; None for 1e-3. 0 leaves the start as it is: it is measured and saved.
         clip: gradients' ``"norm"`` over all parameters, or each ``"value"``, or ``"none"``. The
             paper says "a maximum value of 1e-2", which may mean either.
         bound: what is clipped at; None for 1e-2 with sgd and 1.0 with adamw.
-        schedule: of the learning rate, as the Trainer calls it: "constant", "cosine", "linear".
+        schedule: of the learning rate: ``"constant"``, ``"cosine"`` or ``"linear"``.
         entropy, collapse: weights of the regularisers in Eq. 10.
         seed: of the order of dialogues and of the budgets drawn.
         checkpointing: whether activations are computed again in the backward pass.
@@ -63,12 +65,22 @@ class Recipe:
             check_keep(keep)
             if keep == 1.0 and isinstance(keep, float):
                 raise InputError("keep=1.0 is the untouched model: there is nothing to train.")
-        for name, known in (("optimiser", OPTIMISERS), ("clip", CLIPS)):
+        named = (("optimiser", OPTIMISERS), ("clip", CLIPS), ("schedule", SCHEDULES))
+        for name, known in named:
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
-        for name in ("batch", "log_every", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        counts = ("steps", "batch", "micro_batch", "log_every", "evaluate_every", "save_every")
+        for name in counts:
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise InputError(f"{name} must be at least 1; got {count}.")
+        if self.rate is not None and not 0 <= self.rate < math.inf:
+            raise InputError(f"rate must be at least 0 and finite; got {self.rate}.")
+        for name in ("epochs", "bound"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be above 0 and finite; got {value}.")
+        for name in ("entropy", "collapse"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise InputError(f"The weight {name} must be finite; got {value}.")
 
     @property
     def weights(self) -> Weights:

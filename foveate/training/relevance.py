@@ -36,7 +36,15 @@ from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
 from foveate.methods.relevance import KINDS, Predictor, Relevance, observed, scaled
 from foveate.relevance import Rule
-from foveate.training.learning import FOLDER, Trained, begin, finished, need
+from foveate.training.learning import (
+    FOLDER,
+    Trained,
+    begin,
+    begins_at,
+    finished,
+    need,
+    random_start,
+)
 from foveate.training.teacher import is_whole, read_tensors, write_tensors
 from foveate.training.trainer import (
     COMPLETE,
@@ -415,12 +423,13 @@ def train(
         "settings": dataclasses.asdict(settings),
         "pairs": _identity(chosen),
         "validation": _identity(validation),
+        **begins_at(method),
         **(facts or {}),
     }
     begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
-    begun = method if method.net is not None else method.initialised(model, settings.seed)
+    begun = random_start(settings.seed)(method, model, ())
     assert isinstance(begun, Relevance) and isinstance(begun.net, nn.ModuleDict)
     arguments = TrainingArguments(
         output_dir=str(folder),

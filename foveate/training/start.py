@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foveate import ops
 from foveate.adapters import adapter_for
+from foveate.errors import InputError
 from foveate.learned import LearnedCompressor
 from foveate.methods.metacompress import MetaCompress
 from foveate.training.features import Packed, join
@@ -55,13 +56,22 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
 
     Args:
         sharpness, whiten: see `principal_directions`.
+
+    Raises:
+        InputError: (by what is returned) the method's `dim` is above the width of a token.
     """
 
     def start(method: Any, model: Any, pictures: Sequence[Packed]) -> LearnedCompressor:
         found: LearnedCompressor = method.initialised(model)
+        net: Any = found.net
+        width = len(net.query)
+        if method.dim > width:
+            raise InputError(
+                f"The start pca has {width} directions at most, as many as tokens have numbers; "
+                f"got dim={method.dim}.\nTake a smaller dim, or start at random."
+            )
         tokens = torch.cat([_seen(method, model, each) for each in pictures])
         directions = principal_directions(tokens, method.dim, sharpness=sharpness, whiten=whiten)
-        net: Any = found.net
         with torch.no_grad():
             net.query.copy_(directions)
             net.key.copy_(directions)

@@ -39,7 +39,7 @@ from foveate.compressor import Reads
 from foveate.errors import InputError, SavedFileError, StageNotAvailable
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue
+from foveate.evaluation.data import Dialogue, Picture, Stored, pixels
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
 from foveate.training.features import Packed, pack
@@ -167,17 +167,15 @@ class Teacher:
         text = json.dumps([self._identity, parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _bytes_of(self, picture: Path | Image.Image) -> str:
+    def _bytes_of(self, picture: Picture) -> str:
         """A hash of a picture's bytes, made once for each."""
+        if isinstance(picture, Stored):
+            return picture.digest
         key = picture if isinstance(picture, Path) else id(picture)
         if key not in self._hashes:
-            if isinstance(picture, Path):
-                found = hashlib.sha256(picture.read_bytes())
-            else:
-                found = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
-                found.update(picture.tobytes())
+            shown = picture.read_bytes() if isinstance(picture, Path) else pixels(picture)
             # With the picture itself, so that no other one takes its id meanwhile.
-            self._hashes[key] = picture, found.hexdigest()
+            self._hashes[key] = picture, hashlib.sha256(shown).hexdigest()
         return self._hashes[key][1]
 
     # ------------------------------------------------------------------ filling

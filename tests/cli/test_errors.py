@@ -73,6 +73,24 @@ def test_images(name: str, message: str, capsys: Capture) -> None:
     assert message in refused(capsys, "draw", name, "-k", "4")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "-m", "uniform", "-k", "4", "--count", "2", "--out", "afile/sub"],
+        ["draw", "scene:0", "-m", "uniform", "-k", "4", "--out", "afile/sub.png"],
+        ["train", "optimal", "--count", "1", "--steps", "1", "--out", "afile/sub"],
+    ],
+)
+def test_a_place_where_nothing_can_be_written(command: list[str], capsys: Capture) -> None:
+    Path("afile").write_text("no folder")
+    assert "afile" in refused(capsys, *command)
+
+
+def test_no_length_at_all(capsys: Capture) -> None:
+    command = ["run", "scene:0", "what ?", "-m", "uniform", "-k", "4", "--max-new-tokens", "0"]
+    refused(capsys, *command, status=2)
+
+
 def test_a_method_that_the_model_cannot_serve(checkpoint: Folder, capsys: Capture) -> None:
     model = checkpoint("qwen2_vl")
     message = refused(capsys, "run", "scene:0", "x", "-m", "tome", "-k", "4", "--model", model)

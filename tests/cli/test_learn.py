@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import foveate
 from foveate import reference
@@ -105,3 +106,21 @@ def test_the_best_mappings_are_stored_and_told(tmp_path: Path, cache: str, capsy
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out) == out
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "mappings").iterdir()} == stamps
+
+
+def test_mappings_of_other_data_under_the_same_names_are_made_anew(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    Image.new("RGB", (128, 128), (200, 30, 30)).save(tmp_path / "a.png")
+    data = tmp_path / "mine.jsonl"
+    small = "--count 1 --steps 1 --keep 6 --answers given --json".split()
+    command = ["train", "optimal", "--data", str(data), "--out", str(tmp_path / "o"), *small]
+    before = []
+    for answer in ("red", "blue", "red"):
+        turns = [{"question": "what colour is it ?", "answer": answer}]
+        data.write_text(json.dumps({"image": "a.png", "turns": turns}))
+        assert main(command) == 0
+        before.append(json.loads(capsys.readouterr().out)["before"])
+    assert before[0] == before[2] != before[1]
+    assert main([*command, "--steps", "2"]) == 1
+    assert "delete this file" in capsys.readouterr().err

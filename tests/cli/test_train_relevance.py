@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -41,9 +42,14 @@ def test_it_trains_a_compressor_for_a_checkpoint(tmp_path: Path, capsys: Capture
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["values"]) >= {"loss", "overlap at 25 %", "overlap at 25 %, attention"}
+    names: dict[str, Any] = {}
+    exec("\n".join(found["python"]), names)  # the record would refuse another training
+    assert names["trained"].values == found["values"]
     method = foveate.load(found["compressor"], model=model)
     assert getattr(method, "kinds") == ("image",)  # noqa: B009  (of a learned one)
     with foveate.attach(model, method, keep=5):
         pass
     assert main([*command, "--scaling", "none"]) != 0
     assert "scaling" in capsys.readouterr().err
+    assert main([*command, "--out", str(data)]) == 1
+    assert "is a file; --out needs a folder" in capsys.readouterr().err

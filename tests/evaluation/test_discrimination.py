@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import discrimination
@@ -39,6 +40,18 @@ def test_methods_that_differ_are_told_apart(found: discrimination.Found) -> None
         0.1: (1, 1),
         0.05: (1, 1),
     }
+
+
+def test_pairs_are_corrected_for_and_the_oracle_is_no_method(found: discrimination.Found) -> None:
+    right = np.full((1, 40), 3.0)
+    less = right.copy()
+    less[0, :4] = 0.0  # p = 2 * 0.9^40 = 0.03 alone, 0.09 beside two other pairs
+    rows = {"best": {0.1: right}, "second": {0.1: less}, "third": {0.1: less}}
+    assert found.apart(right, less)[1] < discrimination.SURE
+    assert discrimination.separated(found, rows)[0.1] == (0, 3)
+    assert discrimination.separated(found, {k: rows[k] for k in ("best", "third")})[0.1] == (1, 1)
+    with_oracle = {**rows, discrimination.ORACLE: {0.1: 0 * right}}
+    assert discrimination.separated(found, with_oracle)[0.1] == (0, 3)
 
 
 def test_the_page_says_what_was_answered(found: discrimination.Found, tmp_path: Path) -> None:

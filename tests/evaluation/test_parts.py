@@ -14,6 +14,7 @@ import transformers
 from PIL import Image
 
 import foveate
+from foveate import catalog
 from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
 from foveate.evaluation import cost, fingerprints, from_jsonl, from_reference
 from foveate.evaluation.data import Dialogue, Turn, fingerprint, normalised, others
@@ -23,6 +24,7 @@ from foveate.evaluation.store import Store
 from foveate.evaluation.summary import majority
 from foveate.evaluation.timing import alternate
 from tests.families import checkpoints
+from tests.families.models import FAMILIES
 
 # ---------------------------------------------------------------------- settings
 
@@ -141,6 +143,8 @@ def test_answers_are_compared_without_case_articles_and_punctuation() -> None:
     assert normalised("4 7") != normalised("47")
     assert Turn("?", ("a dog", "puppy")).right("Dog.")
     assert not Turn("?", ("a dog",)).right("dogs")
+    # An article may be the choice that was asked for.
+    assert Turn("?", ("A",)).right("a.") and not Turn("?", ("A",)).right("")
 
 
 def write(folder: Path, *lines: Any) -> Path:
@@ -163,6 +167,25 @@ def test_data_from_a_file(tmp_path: Path) -> None:
     assert found[2].turns == (Turn("?", ("x", "y")),)
 
 
+def test_one_answer_is_no_list_of_letters(tmp_path: Path) -> None:
+    turns = [
+        {"question": "?", "answers": "blue"},
+        {"question": "?", "answers": None, "answer": "x"},
+    ]
+    (found,) = from_jsonl(write(tmp_path, {**GOOD, "turns": turns}))
+    assert found.turns == (Turn("?", ("blue",)), Turn("?", ("x",)))
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    odd = {"image": "a.png", "turns": [{"question": "a\u2028b\x85c ?", "answer": "x"}]}
+    text = "\ufeff" + json.dumps(odd, ensure_ascii=False) + "\r\n" + json.dumps(GOOD)
+    file = write(tmp_path, GOOD)
+    file.write_text(text, encoding="utf-8", newline="")
+    found = from_jsonl(file)
+    assert [each.name for each in found] == ["1", "2"]
+    assert found[0].turns[0].question == "a\u2028b\x85c ?"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -171,7 +194,10 @@ def test_data_from_a_file(tmp_path: Path) -> None:
         ({**GOOD, "image": 3}, "data.jsonl:2: .* must be a path"),
         ({**GOOD, "image": "b.png"}, "data.jsonl:2: no picture .*b.png"),
         ({**GOOD, "turns": []}, 'data.jsonl:2: "turns" must be a list'),
-        ({**GOOD, "turns": [{"question": "?"}]}, 'data.jsonl:2: a turn needs "question"'),
+        ({**GOOD, "turns": [{"question": "?"}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": 5, "answer": "a"}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": "?", "answers": 5}]}, 'data.jsonl:2: expected "question"'),
+        ({**GOOD, "turns": [{"question": "?", "answers": ["a", 5]}]}, "data.jsonl:2: expected"),
         ({**GOOD, "id": "1"}, "uses the id '1' twice"),
     ],
 )
@@ -201,6 +227,28 @@ def test_the_fingerprint_sees_questions_answers_and_pictures() -> None:
     assert fingerprint([base]) == fingerprint([base])
 
 
+def test_a_palette_belongs_to_what_a_picture_shows() -> None:
+    red, blue = (Image.new("P", (4, 4)) for _ in range(2))
+    red.putpalette([200, 0, 0])
+    blue.putpalette([0, 0, 200])
+    assert red.tobytes() == blue.tobytes()
+    data = [Dialogue("a", (one,), (Turn("?", ("x",)),)) for one in (red, blue)]
+    assert fingerprint(data[:1]) != fingerprint(data[1:])
+    assert others(data) == [1, 0]
+
+
+def test_a_saved_compressor_that_was_trained_on_has_other_answers(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    made = catalog.make("metacompress").initialised(model)  # type: ignore[attr-defined]
+    keys = []
+    for _ in range(2):
+        foveate.save(made, tmp_path, model=model)
+        keys.append(Setting(str(tmp_path), 0.5).key)
+        with torch.no_grad():
+            made.net.query[0, 0] += 1e-6
+    assert keys[0] != keys[1]
+
+
 def test_a_wrong_picture_is_never_the_right_one() -> None:
     red, blue = (Image.new("RGB", (4, 4), colour) for colour in ((9, 0, 0), (0, 0, 9)))
     data = [Dialogue(str(i), (one,), ()) for i, one in enumerate([red, red, blue, red])]
@@ -220,6 +268,9 @@ def test_majority_by_hand() -> None:
     turns = [Turn("?", (a,), k) for a, k in [("x", "p"), ("x", "p"), ("y", "p"), ("z", "q")]]
     # Two of three p-questions are x, the one q-question is z: three of four.
     assert majority([Dialogue("a", (), tuple(turns))]) == 0.75
+    # Answers are counted as they are compared.
+    same = [Turn("?", (a,)) for a in ("Yes", "yes.", "the yes", "no")]
+    assert majority([Dialogue("a", (), tuple(same))]) == 0.75
 
 
 # ---------------------------------------------------------------------- statistics
@@ -254,6 +305,28 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 # ---------------------------------------------------------------------- stored answers
+
+
+def test_reading_stored_answers_takes_none_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    running = Store(tmp_path / "answers.jsonl", {"model": "m"})
+    running.add("s", "1", answers=["x"])
+    seen = Store.existing(running.path)
+    assert seen.facts == {"model": "m"} and seen["s", "1"]["answers"] == ["x"]
+    running.add("s", "2", answers=["y"])
+    running.close()
+    assert ("s", "2") in Store.existing(running.path)
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b"3\n", b"\xff\xfe", b"", b"no json"])
+def test_another_file_is_no_stored_answers(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(content)
+    for read in (Store.existing, lambda at: Store(at, {"model": "m"})):
+        with pytest.raises(SavedFileError, match="is no file of stored answers"):
+            read(path)
+    assert path.read_bytes() == content
+    with pytest.raises(SavedFileError, match="is no file of stored answers"):
+        Store.existing(tmp_path / "absent.jsonl")
 
 
 def test_stored_answers_come_back(tmp_path: Path) -> None:
@@ -334,8 +407,7 @@ def test_an_edit_of_the_code_makes_answers_stale(
 ) -> None:
     before = fingerprints.code()
     assert before.startswith(foveate.__version__)
-    source = Path(foveate.__file__).parent
-    shutil.copytree(source, tmp_path / "foveate", ignore=shutil.ignore_patterns("weights"))
+    shutil.copytree(Path(foveate.__file__).parent, tmp_path / "foveate")
     monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
     assert fingerprints.code() == before
     with (tmp_path / "foveate" / "evaluation" / "report.py").open("a") as file:
@@ -344,6 +416,21 @@ def test_an_edit_of_the_code_makes_answers_stale(
     with (tmp_path / "foveate" / "methods" / "pool.py").open("a") as file:
         file.write("# pooled differently")
     assert fingerprints.code() != before
+
+
+def test_other_shipped_weights_make_answers_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(foveate.__file__).parent, tmp_path / "foveate")
+    monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
+    before = fingerprints.code()
+    for file in ("compressor.safetensors", "compressor.json"):
+        found = sorted((tmp_path / "foveate" / "weights").rglob(file))
+        assert found
+        found[0].write_bytes(found[0].read_bytes() + b" ")
+        after = fingerprints.code()
+        assert after != before
+        before = after
 
 
 # ---------------------------------------------------------------------- cost

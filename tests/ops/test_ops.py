@@ -33,6 +33,28 @@ def test_top_tells_doubles_apart() -> None:
     assert ops.top(score, 1).tolist() == [1]
 
 
+def test_sine_positions() -> None:
+    found = ops.sine_positions(3, 4)
+    for place in range(3):
+        slow = place / 100
+        wanted = [f(angle) for f in (math.sin, math.cos) for angle in (place, slow)]
+        assert found[place].tolist() == pytest.approx(wanted)
+    # An odd width leaves the slowest cosine out: two rates, three numbers.
+    assert torch.equal(ops.sine_positions(3, 3), found[:, :3])
+
+
+@quick
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
+def test_fractional_windows(n: int, m: int, kernel: int) -> None:
+    m = min(m, n)
+    for row, window in enumerate(ops.fractional_windows(n, m, kernel).tolist()):
+        middle = (2 * row + 1) * n // (2 * m)
+        before = (kernel - 1) // 2
+        inside = [i for i in range(middle - before, middle - before + kernel) if 0 <= i < n]
+        wanted = [1 / len(inside) if i in inside else 0.0 for i in range(n)]
+        assert window == pytest.approx(wanted)
+
+
 @quick
 @given(st.sets(st.integers(0, 9)), st.integers(10, 12))
 def test_others(index: set[int], n: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Turn, from_clips, from_reference, from_tiles
+from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips, from_reference, from_tiles
 from foveate.training import data
 from foveate.training.corpora import FRAMES, read
 
@@ -52,7 +53,7 @@ def gqa(root: Path) -> dict[str, Any]:
 
 
 def test_gqa_becomes_dialogues_of_three_turns(tmp_path: Path) -> None:
-    gqa(tmp_path)
+    questions = gqa(tmp_path)
     found = read("gqa", tmp_path, seed=1)
     # Seven questions about n1 are two dialogues and one left over; two about n2 are none.
     assert [d.name for d in found] == ["n1-0", "n1-1"]
@@ -64,6 +65,11 @@ def test_gqa_becomes_dialogues_of_three_turns(tmp_path: Path) -> None:
     assert all(t.answers == (f"a{t.question[8]}",) for d in found for t in d.turns)
     assert read("gqa", tmp_path, seed=1) == found
     assert read("gqa", tmp_path, seed=2) != found
+    write(
+        tmp_path / "train_balanced_questions.json",
+        {key: {**each, "types": None} for key, each in questions.items()},
+    )
+    assert read("gqa", tmp_path, seed=1) == found
     assert read("gqa", tmp_path / "train_balanced_questions.json", seed=1) == found
 
 
@@ -169,6 +175,12 @@ def broken(root: Path, kind: str) -> str:
         return "llava-instruct"
     elif kind == "no json":
         (root / "train_balanced_questions.json").write_text('{"a":\n 1,,}')
+    elif kind == "no number":
+        vqav2(root)
+        question = {"image_id": "x", "question_id": 90, "question": "?"}
+        questions = {"questions": [question]}
+        write(root / "v2_OpenEnded_mscoco_train2014_questions.json", questions)
+        return "vqav2"
     elif kind == "empty answer":
         questions = gqa(root)
         questions["q3"]["answer"] = ""
@@ -185,6 +197,7 @@ def broken(root: Path, kind: str) -> str:
         ("roles", "entry 0: expected conversations of human and gpt in turn"),
         ("no json", "train_balanced_questions.json:2 is no JSON"),
         ("empty answer", "question q3: expected"),
+        ("no number", "question 0: no picture"),
         ("no file", "No file"),
     ],
 )
@@ -211,7 +224,12 @@ def test_rows_of_a_dataset_in_each_form(tmp_path: Path) -> None:
         {"image": image, "question": "What?", "answer": "That."},
         {"images": [image, file], "turns": [{"question": "What?", "answers": ["That."]}]},
         {"frames": [file, file], "messages": messages},
-        {"image": image, "conversations": llava({})["conversations"], "messages": None},
+        {
+            "image": image,
+            "conversations": llava({})["conversations"],
+            "messages": None,
+            "video": None,
+        },
     ]
     found = data.from_dataset(rows)
     assert [d.turns[0].question for d in found] == ["What?", "What?", "What?", "What is it?"]
@@ -227,6 +245,10 @@ def test_rows_of_a_dataset_in_each_form(tmp_path: Path) -> None:
         ({"image": 3, "question": "q", "answer": "a"}, "row 1: expected a picture"),
         ({"image": Image.new("RGB", (2, 2)), "question": "q"}, "row 1: expected"),
         ({"image": Image.new("RGB", (2, 2)), "messages": []}, "row 1: expected conversations"),
+        ({"image": Image.new("RGB", (2, 2)), "messages": [3]}, "row 1: expected conversations"),
+        ({"image": Image.new("RGB", (2, 2)), "messages": 3}, "row 1: expected conversations"),
+        ({"image": Image.new("RGB", (2, 2)), "turns": 3}, 'row 1: "turns" must be a list'),
+        ({"image": Image.new("RGB", (2, 2)), "turns": []}, 'row 1: "turns" must be a list'),
     ],
 )
 def test_a_bad_row_is_named(row: dict[str, Any], words: str) -> None:
@@ -243,6 +265,46 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
     found = data.examples(f"hf:{tmp_path / 'set'}")
     assert [d.turns[0].question for d in found] == ["a?", "b?"]
     assert found[0].load()[0].getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_pictures_of_a_dataset_stay_on_disk_until_they_are_looked_at(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    shades = [Image.new("RGB", (3, 3), (i // 2, 9, 9)) for i in range(8)]
+    rows = {"image": shades, "question": [f"{i}?" for i in range(8)], "answer": ["x"] * 8}
+    rows["id"] = ["same"] * 8
+    made = datasets.Dataset.from_dict(rows)
+    made.save_to_disk(str(tmp_path / "set"))
+    found = data.examples(f"hf:{tmp_path / 'set'}")
+    assert all(isinstance(p, Stored) for each in found for p in each.pictures)
+    assert [each.load()[0].getpixel((0, 0))[0] for each in found] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({each.name for each in found}) == 8
+    assert found[0].pictures == found[1].pictures != found[2].pictures
+    assert [len(part) for part in data.split(found, 0.25)] == [6, 2]
+    drawn = data.examples(f"hf:{tmp_path / 'set'}", count=3, seed=4)
+    assert drawn == random.Random(4).sample(found, 3)
+    # A transform of one's own is kept.
+    turned = made.with_transform(lambda batch: {**batch, "question": ["what ?"] * len(batch["id"])})
+    assert data.from_dataset(turned)[0].turns[0].question == "what ?"
+
+
+def test_lists_of_stored_pictures_and_broken_ones(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pair = [Image.new("RGB", (2, 2), (shade, 0, 0)) for shade in (7, 8)]
+    made = datasets.Dataset.from_dict({"images": [pair], "question": ["q"], "answer": ["a"]})
+    (found,) = data.from_dataset(made)
+    assert [one.getpixel((0, 0)) for one in found.load()] == [(7, 0, 0), (8, 0, 0)]
+    rows = {"image": [{"bytes": b"no picture", "path": None}], "question": ["q"], "answer": ["a"]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string")}
+        | {"answer": datasets.Value("string")}
+    )
+    broken = datasets.Dataset.from_dict(rows, features=features)
+    (found,) = data.from_dataset(broken, "mine")
+    with pytest.raises(InputError, match="mine, row 0: the picture is no image"):
+        found.load()
+    rows["image"] = [{"bytes": None, "path": str(picture(tmp_path / "a.png", 5))}]
+    (found,) = data.from_dataset(datasets.Dataset.from_dict(rows, features=features))
+    assert found.pictures == (tmp_path / "a.png",)
 
 
 # ---------------------------------------------------------------- sources
@@ -262,7 +324,7 @@ def test_sources_by_name(tmp_path: Path) -> None:
 
 
 def test_no_picture_is_in_both_parts() -> None:
-    images = [Image.new("RGB", (2, 2)) for _ in range(10)]
+    images = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in range(10)]
     dialogues = [Dialogue(f"{i}", (images[i // 2],), (Turn("q", ("a",)),)) for i in range(20)]
     train, held = data.split(dialogues, 0.2, seed=3)
     assert len(train) == 16 and len(held) == 4
@@ -271,6 +333,21 @@ def test_no_picture_is_in_both_parts() -> None:
     assert data.split(dialogues, 0.0) == (dialogues, [])
     with pytest.raises(InputError, match="same pictures"):
         data.split(dialogues[:2], 0.5)
+
+
+def test_what_shares_a_picture_stays_together(tmp_path: Path) -> None:
+    a, b, c, d = (picture(tmp_path / f"{name}.png") for name in "abcd")
+    shown = [(a,), (b, a), (c,), (b,), (d,)]
+    dialogues = [Dialogue(f"{i}", one, (Turn("q", ("a",)),)) for i, one in enumerate(shown)]
+    for seed in range(6):
+        parts = data.split(dialogues, 0.4, seed)
+        pictures = [{p for each in part for p in each.pictures} for part in parts]
+        assert not pictures[0] & pictures[1] and pictures[0] | pictures[1] == {a, b, c, d}
+        assert all(parts)
+    # One picture that was decoded twice is one picture.
+    twice = [Dialogue(f"{i}", (Image.new("RGB", (2, 2)),), ()) for i in range(2)]
+    with pytest.raises(InputError, match="same pictures"):
+        data.split(twice, 0.5)
 
 
 def test_single_turns() -> None:

@@ -108,3 +108,16 @@ def test_shares_and_ranks_by_hand() -> None:
     found = summary([one, Looked(torch.tensor([3]), 1, tower, tower)])
     assert found["tower_share"] == pytest.approx(0.75)
     assert found["sources"] == 1.0
+
+
+def test_dialogues_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    names = ("a/b", "a b", "a_b", "x" * 300, "x" * 301)
+    found = [
+        optimal.Optimal(
+            name, (Mapping.select(torch.tensor([i]), 9),), 0.0, 0.0, torch.zeros(0), 0.0
+        )
+        for i, name in enumerate(names)
+    ]
+    files = optimal.save(found, tmp_path)
+    assert [Mapping.load(file).anchors.tolist() for file in files] == [[i] for i in range(5)]
+    assert files[2].name == "a_b-0.safetensors"

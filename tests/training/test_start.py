@@ -7,6 +7,7 @@ import torch
 
 from foveate import catalog, reference
 from foveate.attach import encode
+from foveate.errors import InputError
 from foveate.training import data
 from foveate.training.features import pack
 from foveate.training.start import pca_start, principal_directions
@@ -55,6 +56,13 @@ def test_a_token_looks_at_itself_more_with_more_sharpness() -> None:
         seen = x @ net.query
         logits.append(float((seen * seen).sum(1).mean() / method.dim**0.5))
     assert logits == pytest.approx([1.0, 4.0], rel=1e-4)
+
+
+def test_more_directions_than_numbers_are_refused() -> None:
+    model, _ = reference.load()
+    with pytest.raises(InputError, match="128 directions at most") as error:
+        pca_start()(catalog.make("metacompress", dim=129), model, [])
+    assert len(str(error.value).splitlines()) <= 4
 
 
 def _positions(n: int, d: int) -> torch.Tensor:

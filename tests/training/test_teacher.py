@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import foveate
 from foveate import reference
 from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Turn
+from foveate.evaluation.data import Dialogue, Stored, Turn
 from foveate.training import data
 from foveate.training.batches import collate
 from foveate.training.losses import prediction
@@ -240,3 +241,25 @@ def test_every_family_of_processors(family: str, template: bool, tmp_path: Path)
         with foveate.attach(model, TopNorm(), keep=2):
             expected = model(**inputs, use_cache=False).logits[0, lesson.text.places]
         torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_pictures_with_other_palettes_are_others(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    teacher = Teacher(*loaded, tmp_path)
+    files = []
+    for colour in ([200, 0, 0], [0, 0, 200]):
+        one = Image.new("P", (4, 4))
+        one.putpalette(colour)
+        files.append(teacher.picture_file(Dialogue("a", (one,), (Turn("?", ("x",)),))))
+        shown = Dialogue("a", (one.convert("RGB"),), (Turn("?", ("x",)),))
+        assert teacher.picture_file(shown) == files[-1]
+    assert files[0] != files[1]
+
+
+def test_a_stored_picture_is_the_file_of_its_bytes(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    teacher, turns = Teacher(*loaded, tmp_path), (Turn("?", ("x",)),)
+    stored = Dialogue("a", (Stored(digest, "row 0", file.read_bytes),), turns)
+    assert teacher.picture_file(stored) == teacher.picture_file(Dialogue("a", (file,), turns))
+    assert teacher.answer_file(stored) == teacher.answer_file(Dialogue("a", (file,), turns))

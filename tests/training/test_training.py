@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import random
 import subprocess
@@ -201,6 +202,23 @@ def test_it_learns_saves_and_does_nothing_twice(teacher: Teacher, tmp_path: Path
     assert len(str(error.value).splitlines()) <= 4
 
 
+def test_positions_and_first_parameters_belong_to_a_training(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(TINY, steps=1)
+    first = run(teacher, tmp_path / "a", recipe, validation=())
+    with pytest.raises(SavedFileError, match="it differs in attached"):
+        run(teacher, tmp_path / "a", recipe, validation=(), positions="reindex")
+    again = dataclasses.replace(first.method, trained_on=None)
+    dialogues = scenes()[:8]
+    options: dict[str, Any] = {"tensorboard": False, "cpu": True, "positions": "reindex"}
+    options["processor"] = teacher.processor
+    further = train(again, teacher, dialogues, tmp_path / "b", recipe, **options)
+    assert train(again, teacher, dialogues, tmp_path / "b", recipe, **options).folder
+    with pytest.raises(SavedFileError, match="it differs in begins"):
+        train(further.method, teacher, dialogues, tmp_path / "b", recipe, **options)
+
+
 def moved(teacher: Teacher, out: Path, **changes: Any) -> Tensor:
     """What one step of plain SGD with rate 1 does to all parameters."""
     recipe = dataclasses.replace(TINY, steps=1, optimiser="sgd", rate=1.0, **changes)
@@ -281,6 +299,16 @@ def test_what_is_wrong_is_told(
         Recipe(optimiser="muon")
     with pytest.raises(InputError, match="nothing to train"):
         Recipe(keeps=(1.0,))
+    with pytest.raises(InputError, match="schedule must be one of constant, cosine, linear"):
+        Recipe(schedule="nonsense")
+    for name in ("steps", "micro_batch", "save_every"):
+        with pytest.raises(InputError, match=f"{name} must be at least 1; got 0"):
+            Recipe(**{name: 0})  # type: ignore[arg-type]
+    for name, value in (("rate", math.nan), ("rate", -1.0), ("bound", -1.0), ("epochs", 0.0)):
+        with pytest.raises(InputError, match=f"{name} must be (at least|above) 0 and finite"):
+            Recipe(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="weight entropy must be finite"):
+        Recipe(entropy=math.inf)
     with pytest.raises(BudgetError):
         Recipe(keeps=(2.5,))
     with pytest.raises(InputError, match="parted evenly into 2 processes"):
