@@ -262,4 +262,4 @@ def test_a_training_is_one_function_of_a_lesson() -> None:
     """Whatever is trained: methods of two papers have theirs in one table."""
     assert {"metacompress", "relevance"} <= set(variants.TRAININGS)
     assert learning.FOLDER == "compressor"
-    assert Variant("a", "b", "relevance:kinds=image").setting.method == "relevance"
+    assert Variant("a", "b", 'relevance:kinds=["image"]').setting.method == "relevance"
