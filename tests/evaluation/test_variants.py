@@ -263,3 +263,16 @@ def test_a_training_is_one_function_of_a_lesson() -> None:
     assert {"metacompress", "relevance"} <= set(variants.TRAININGS)
     assert learning.FOLDER == "compressor"
     assert Variant("a", "b", 'relevance:kinds=["image"]').setting.method == "relevance"
+
+
+@pytest.mark.parametrize("path", sorted(claims.CLAIMS.glob("*.toml")), ids=lambda path: path.stem)
+def test_claims_are_about_what_there_is(path: Path) -> None:
+    """Also those that no page was made of: data, trainings, and every variant in some claim."""
+    page = read(path)
+    assert {part.data for part in page.parts} <= {*KINDS, "attention", "kept"}
+    sides = [side for kind in KINDS for side in page.sides(kind)]
+    trained = {side.prepared for side in sides if isinstance(side.prepared, Variant)}
+    assert trained == set(page.variants.values())
+    for each in trained:
+        assert each.setting.method in variants.TRAININGS
+        assert each.data in ("", *KINDS)
