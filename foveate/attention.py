@@ -8,11 +8,14 @@ RoPE; probabilities are made from them a chunk of rows at a time, in float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
+
+from foveate.errors import StageNotAvailable
 
 # Entries of a probability block held in memory at a time: heads x rows x keys.
 BLOCK = 1 << 24
@@ -36,6 +39,8 @@ class LayerAttention:
         question: (l,) the user's text in the turn being answered.
         everyone: (r,) all tokens of the prompt that ran, padding apart.
         last: the prompt's last token.
+        ones: makes (s, d) what this layer's position encoding makes of a vector of ones at each
+            token's place; None where there is no model.
     """
 
     q: Float[Tensor, "h s d"]
@@ -48,6 +53,7 @@ class LayerAttention:
     question: Int[Tensor, " l"]
     everyone: Int[Tensor, " r"]
     last: int
+    ones: Callable[[], Float[Tensor, "s d"]] | None = None
 
     @property
     def keys(self) -> Float[Tensor, "n c"]:
@@ -92,6 +98,21 @@ class LayerAttention:
         for block in self.blocks(which):
             total += (block.amax(0) if heads == "max" else block.mean(0)).sum(0)
         return total
+
+    def nearness(self, which: Int[Tensor, " r"]) -> Float[Tensor, "r n"]:
+        """(r, n) how much the position encoding alone draws tokens `which` to the picture's.
+
+        The cosine of a vector of ones at both places: 1 at the same place, less the further away.
+
+        Raises:
+            StageNotAvailable: the model does not show its position encoding.
+        """
+        if self.ones is None:
+            raise StageNotAvailable(
+                "This attention comes without its position encoding.\nAttach the method to a model."
+            )
+        turned = F.normalize(self.ones().float(), dim=-1)
+        return turned[which.to(turned.device)] @ turned[self.visual.to(turned.device)].mT
 
     def _visible(self, which: Int[Tensor, " r"]) -> Bool[Tensor, "..."]:
         """What tokens `which` may look at: broadcastable to (h, r, p)."""

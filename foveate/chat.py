@@ -243,7 +243,7 @@ class _Turn:
     def _share(self, fresh: bool) -> None:
         """Pictures are encoded once, unless the method changes the tower by the question."""
         chat = self.chat
-        if chat.method.stage in (Stage.IMAGE, Stage.ENCODER):
+        if chat.method.parts[0].stage in (Stage.IMAGE, Stage.ENCODER):
             return
         if fresh or chat._encoded is None:
             chat._encoded = encode(chat.model, self.inputs, chat.method.reads)

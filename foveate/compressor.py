@@ -110,6 +110,7 @@ class VisualTokens:
             behind each slot; slots with equal numbers hold equal features.
         layer: at stage `decoder`, the layer about to run; else None.
         total: the same, the n0 slots that the picture had before anything was dropped.
+        entering: the same, how many of its tokens entered decoder layer 0.
         so_far: the same, the P from those n0 slots to these n tokens.
         start: (n0, e) embeddings that entered decoder layer 0, in slot order; where a merged
             token was written, that one, and what was dropped before keeps its own.
@@ -139,6 +140,7 @@ class VisualTokens:
     cells: Int[Tensor, " n"] | None = None
     layer: int | None = None
     total: int | None = None
+    entering: int | None = None
     so_far: Mapping | None = None
     start: Float[Tensor, "n0 e3"] | None = None
     text: Float[Tensor, "t e4"] | None = None
@@ -240,12 +242,14 @@ class Compressor(abc.ABC):
         presets: published settings by name.
         prompt_aware: whether P depends on the question (declared through `reads`).
         trainable: whether there are parameters to learn.
+        at_least: whether the budget is the fewest rows that P may have, not their count.
     """
 
     stage: ClassVar[Stage]
     reads: ClassVar[frozenset[Reads]] = frozenset()
     presets: ClassVar[Table[str, Preset]] = {}
     trainable: ClassVar[bool] = False
+    at_least: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
@@ -267,8 +271,8 @@ class Compressor(abc.ABC):
 
     @property
     def prompt_aware(self) -> bool:
-        """Whether P depends on the prompt's text: read as such, or through the decoder."""
-        return bool(self.reads & _PROMPT)
+        """Whether P depends on the prompt's text: any part reads it as such, or the decoder."""
+        return any(part.reads & _PROMPT for part in self.parts)
 
     @property
     def parts(self) -> tuple[Compressor, ...]:
@@ -327,6 +331,13 @@ class Compressor(abc.ABC):
     def states_budget(self) -> bool:
         """Whether the method's own fields say how many tokens stay, so that no `keep` may."""
         return False
+
+    def settles_from(self, total: int) -> int | None:
+        """First of `total` decoder layers whose cache is cut when a prefill is over; None: none.
+
+        From that layer on the caches then hold, of every picture, what is left of it at the end.
+        """
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,6 +500,21 @@ class TowerMethod(Compressor):
 
 
 @dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of slots that become one token each, after the tower's first block.
+
+    Attributes:
+        side: slots along a window's side; windows do not overlap, from the top left on.
+        least: the mean cosine between a window's tokens from which on it is merged.
+        most: windows merged in a tile, the most alike.
+    """
+
+    side: int
+    least: float
+    most: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TowerPlan:
     """What to do to the tower.
 
@@ -496,11 +522,13 @@ class TowerPlan:
         size: (height, width) the pixels are resized to, in slots; None to leave them.
         merges: tokens merged away before block i + 1 by bipartite matching; empty for none.
         proportional: whether attention counts a merged token as often as its patches.
+        windows: windows to merge before block 1; None for none.
     """
 
     size: tuple[int, int] | None = None
     merges: tuple[int, ...] = ()
     proportional: bool = True
+    windows: Windows | None = None
 
 
 def with_preset(

@@ -34,11 +34,18 @@ def withdrawal_layer(
 
     For K from `first` on: the mean over prompts of KL(p_K || p) between the next token's
     distributions with all visual tokens withdrawn before layer K and without. The first K with a
-    mean of at most `eta` is returned, the number of layers if none is.
+    mean of at most `eta` is returned, the number of layers if none is: `VTW(layer=...)` takes
+    both.
+
+        from foveate import fitting
+
+        layer = fitting.withdrawal_layer(model, prompts)
+        with foveate.attach(model, "vtw", layer=layer):
+            model.generate(**inputs)
 
     Args:
         model: the model.
-        prompts: inputs of the model, padded on the left; about twenty prompts, as in the paper.
+        prompts: inputs of the model, padded on either side; about twenty prompts, as in the paper.
         eta: the authors' 0.003 (0.0005 for LLaVA-1.5-13B, 0.0001 for LLaVA-1.6-7B).
         first: the first layer tried; 5 of 32 if None.
 
@@ -69,8 +76,11 @@ def _some(prompts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _next_token(model: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "b v"]:
     """Log-probabilities of the token after each prompt."""
-    out: Tensor = model(**inputs, use_cache=False).logits[:, -1]
-    return out.float().log_softmax(-1)
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    mask = inputs.get("attention_mask")
+    real = torch.ones(logits.shape[:2]) if mask is None else mask
+    last = real.shape[1] - 1 - real.flip(1).argmax(1).to(logits.device)
+    return logits[torch.arange(len(logits)), last].float().log_softmax(-1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,6 +225,38 @@ def bipartite_matching(
     return owner
 
 
+def alike_windows(
+    x: Float[Tensor, "n d"], height: int, width: int, side: int, least: float, most: int
+) -> Int[Tensor, " n"]:
+    """Windows whose tokens are alike become one token each (MustDrop).
+
+    Windows of side x side tokens lie beside each other from the top left on; what is left over at
+    the edges stays. s = the mean cosine between two different tokens of a window; windows with
+    s >= `least` merge, at most the `most` best.
+
+    Args:
+        x: tokens of a raster of height x width, row by row.
+        height, width: of the raster.
+        side: tokens along a window's side.
+        least, most: which windows merge.
+
+    Returns:
+        (n,) the new index of every token, in the order of the tokens' first slots.
+    """
+    size, n = side * side, height * width
+    rows, columns = height // side, width // side
+    slots = torch.arange(n, device=x.device).reshape(height, width)
+    inside = slots[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    windows = inside.transpose(1, 2).reshape(rows * columns, size)
+    first = slots.flatten().clone()
+    if size > 1 and len(windows):
+        total = unit(x)[windows].sum(1)
+        score = (total.square().sum(-1) - size) / (size * (size - 1))
+        best = top(score, min(most, int((score >= least).sum())))
+        first[windows[best].flatten()] = windows[best, 0].repeat_interleave(size)
+    return torch.unique(first, return_inverse=True)[1]
+
+
 def merge_weighted(
     x: Float[Tensor, "n d"], owner: Int[Tensor, " n"], size: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:

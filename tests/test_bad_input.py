@@ -19,7 +19,8 @@ from foveate.errors import (
     UnknownName,
     UnsupportedModel,
 )
-from tests.families.models import FAMILIES, IMAGE
+from tests.families.family import IMAGE
+from tests.families.models import FAMILIES
 
 
 def refused(kind: type[FoveateError], call: Callable[[], Any]) -> str:

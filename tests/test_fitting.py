@@ -11,7 +11,8 @@ import foveate
 from foveate import fitting
 from foveate.errors import InputError
 from foveate.methods.fitprune import FitPrune
-from tests.families.models import FAMILIES, LAYERS
+from tests.families.family import LAYERS
+from tests.families.models import FAMILIES
 from tests.laws.laws import Case
 
 
@@ -41,6 +42,27 @@ def test_the_layer_is_the_first_whose_withdrawal_costs_little() -> None:
         found = fitting.withdrawal_layer(case.model(), given, eta=cost * 1.001, first=1)
         assert found == expected <= place
     assert fitting.withdrawal_layer(case.model(), given, eta=0.0, first=1) == LAYERS
+
+
+@torch.no_grad()
+def test_what_the_search_finds_can_be_attached() -> None:
+    case = Case("llava", dtype=torch.float32)
+    model, (first, *_) = case.model(), prompts(case)
+    for eta, ran in ((1e9, 2), (0.0, LAYERS)):
+        layer = fitting.withdrawal_layer(model, [first], eta=eta, first=2)
+        with foveate.attach(model, "vtw", layer=layer) as run:
+            model(**first)
+        (item,) = run.items
+        assert item.average(LAYERS) == item.n * ran / LAYERS
+
+
+@torch.no_grad()
+def test_the_side_of_the_padding_does_not_matter() -> None:
+    left, right = (Case("llava", dtype=torch.float32, padding=side) for side in ("left", "right"))
+    batches = [case.family.batch(seed=0, padding=case.padding).inputs for case in (left, right)]
+    assert not batches[0]["attention_mask"].bool().all()
+    found = [fitting._next_token(left.model(), inputs) for inputs in batches]
+    torch.testing.assert_close(*found)
 
 
 def test_a_prefix_is_the_longest_that_leaves_enough() -> None:

@@ -210,6 +210,18 @@ class Adapter(abc.ABC):
         """
         return self.language.rotary_emb(hidden, ids)
 
+    def turned_ones(
+        self, rotations: tuple[Float[Tensor, "... b s d"], Float[Tensor, "... b s d"]]
+    ) -> Float[Tensor, "b s d"]:
+        """What a decoder layer makes of a query or key of ones: dimension i turns with i + d / 2.
+
+        Args:
+            rotations: the layer's cos and sin, (b, s, d).
+        """
+        cos, sin = rotations
+        upper = torch.arange(cos.shape[-1], device=cos.device) >= cos.shape[-1] // 2
+        return torch.where(upper, cos + sin, cos - sin)
+
     def tower(self, modality: str) -> nn.Module:
         """The vision tower that encodes this modality."""
         tower: nn.Module = self.base.get_submodule(self.tower_path[modality])
@@ -309,7 +321,7 @@ class Adapter(abc.ABC):
                 f"The vision tower of {self.config.model_type!r} takes no smaller pictures here, "
                 "so stage 'image' is not available.\nResize the image before the processor."
             )
-        if plan.merges and not self.mergeable:
+        if (plan.merges or plan.windows is not None) and not self.mergeable:
             raise StageNotAvailable(
                 f"The vision tower of {self.config.model_type!r} cannot merge tokens between its "
                 "blocks, so stage 'encoder' is not available.\nUse a method that acts at "

@@ -64,6 +64,18 @@ class QwenVL(Adapter):
             start += n
         return layouts
 
+    def turned_ones(
+        self, rotations: tuple[Float[Tensor, "... b s d"], Float[Tensor, "... b s d"]]
+    ) -> Float[Tensor, "b s d"]:
+        if rotations[0].ndim == 4:  # older releases pick each section's row inside the layer
+            sections = self.config.get_text_config().rope_parameters["mrope_section"] * 2
+            cos, sin = (
+                torch.cat([p[i % 3] for i, p in enumerate(part.split(sections, -1))], -1)
+                for part in rotations
+            )
+            rotations = cos, sin
+        return super().turned_ones(rotations)
+
     def project(self, rows: Float[Tensor, "m r c"]) -> Float[Tensor, "m d"]:
         out: Tensor = self.projector(rows.flatten(0, 1))
         return out

@@ -20,6 +20,8 @@ class Capture:
         cls: (t, c) CLS outputs of the selected block, one a tile; None without CLS.
         attention, keys, wide_attention, wide_keys: per tower token (CLS apart), flattened over
             the call; None unless read. See `VisualTokens`.
+        alive: (t, tokens) which of a tile's tokens (CLS included) stand for something, where tiles
+            that run together are left with different numbers; None for all.
         cells: per tower token, the distinct tower output behind it; None if the tower is stock.
         seconds: time the call took, measured on the host.
     """
@@ -32,6 +34,7 @@ class Capture:
     keys: Tensor | None = None
     wide_attention: Tensor | None = None
     wide_keys: Tensor | None = None
+    alive: Tensor | None = None
     cells: Tensor | None = None
     seconds: float = 0.0
 

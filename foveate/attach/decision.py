@@ -29,6 +29,7 @@ class Decision:
         outside: its parts that act before the decoder, in order.
         inside: its part that acts between decoder layers; None if it has none.
         layers: decoder layers before which that part may ever act.
+        settled: first decoder layer whose cache is cut after a prefill; None: none is.
         reads: what any of the parts looks at.
         reads_text: whether text must be found.
         recorded: for each picture of a prefill what the parts said earlier (`Item.answers`), which
@@ -53,6 +54,7 @@ class Decision:
         self.inside = last if within else None
         self.outside = tuple(front) if within else method.parts
         self.layers = tuple(sorted(last.layers_in(self.total))) if within else ()
+        self.settled = last.settles_from(self.total)
         self.reads = frozenset().union(*(part.reads for part in method.parts))
         self.reads_text = bool(self.reads & (_TEXT | _LOOKS | {Reads.NORMED}))
         self._check()
@@ -199,7 +201,8 @@ class Decision:
         """P from a part, checked for its shape."""
         with torch.set_grad_enabled(part.trainable and torch.is_grad_enabled()):
             mapping = part(tokens, keep)
-        if mapping.n != tokens.n or (keep is not None and mapping.m != keep):
+        fits = mapping.m >= (keep or 0) if part.at_least else keep in (None, mapping.m)
+        if mapping.n != tokens.n or not fits:
             raise MappingError(
                 f"{type(part).__name__} returned {mapping.m} rows over {mapping.n} "
                 f"sources; {keep} rows over {tokens.n} were asked for."
@@ -320,6 +323,7 @@ class Decision:
             is_video=item.is_video,
             layer=layer,
             total=item.n,
+            entering=item.entering,
             so_far=so_far,
             before=looked.get(Reads.BEFORE),
             ahead=looked.get(Reads.AHEAD),
@@ -356,6 +360,16 @@ class Decision:
         mask = looked.mask
         if mask is not None:
             mask = mask[row if len(mask) > 1 else 0]
+
+        def ones() -> Tensor:
+            if looked.rotations is None:
+                raise StageNotAvailable(
+                    f"{type(self.inside).__name__} reads the position encoding of decoder layer "
+                    f"{looked.layer}, which this model does not show."
+                )
+            turned = self.adapter.turned_ones(looked.rotations)
+            return turned[row if len(turned) > 1 else 0]
+
         return LayerAttention(
             q=looked.q[row].detach(),
             k=looked.k[row].detach(),
@@ -367,6 +381,7 @@ class Decision:
             question=places(live.question),
             everyone=real.nonzero().flatten().to(device),
             last=int(places([live.last])[0]),
+            ones=ones,
         )
 
     def _question(

@@ -29,7 +29,15 @@ from foveate.attach.forward import Item, Live, Looked, Pass, fill, gather, inver
 from foveate.attach.layers import LayerHook
 from foveate.attach.probe import probed, scale_of
 from foveate.attach.prompt import Placed, Prompt
-from foveate.attach.tables import Segment, Tables, compress, tables_of, widen_static_windows
+from foveate.attach.tables import (
+    Segment,
+    Tables,
+    check_settles,
+    compress,
+    settle,
+    tables_of,
+    widen_static_windows,
+)
 from foveate.compressor import Reads, VisualTokens
 from foveate.errors import AttachError, StageNotAvailable
 from foveate.mapping import Mapping
@@ -113,7 +121,8 @@ class Decoder:
         if getattr(held, "is_compileable", False):
             segment = None if now.tables is None else now.tables.segment(layer)
             offset = now.past if segment is None else segment.length(now.past)
-        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale_of(q, kwargs), offset)
+        scale = scale_of(q, kwargs)
+        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale, offset, now.rotations)
 
     def trains(self) -> bool:
         """Whether a backward pass may run the layers again."""
@@ -181,6 +190,8 @@ class Decoder:
         if now.kept or now.layers:
             now.tables = self._tables(now, kwargs, module)
             now.cache = kwargs.get("past_key_values")
+            if self.decision.settled is not None and now.tables is not None:
+                check_settles(now.cache, self.decision.settled)
         positions.rewrite(now, kwargs, self.decision.positions)
         if self.decision.inside is not None and self.decision.positions == "reindex":
             positions.note_ids(now, kwargs)
@@ -413,6 +424,9 @@ class Decoder:
             for segment in tables.segments:
                 segment.shift = now.shifts.get(segment.first_layer, segment.shift)
             tables.seen = total
+            first = self.decision.settled
+            if now.live and first is not None and not faults.is_on("cache_not_cut"):
+                settle(now.cache, first)
         if now.live:
             now.prefill_seconds = time.perf_counter() - now.opened
             self.on_prefill(now)

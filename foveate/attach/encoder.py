@@ -173,6 +173,19 @@ class _Accumulate:
     def __init__(self, capture: Capture, adapter: Adapter) -> None:
         self.capture, self.lead = capture, int(adapter.has_cls)
 
+    def _alive(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Each sequence of an attention call, without what fills shorter ones up."""
+        alive = self.capture.alive
+        for tile, (qs, ks, visible) in enumerate(_sequences(q, k, mask, kwargs)):
+            if alive is None:
+                yield qs, ks, visible
+            else:
+                here = alive[tile].to(qs.device)
+                seen = None if visible is None else visible[:, here][:, :, here]
+                yield qs[:, here], ks[:, here], seen
+
     def _append(self, name: str, values: Tensor) -> None:
         old = getattr(self.capture, name)
         setattr(self.capture, name, values if old is None else torch.cat([old, values]))
@@ -184,7 +197,7 @@ class _ScoreReader(_Accumulate):
     @torch.no_grad()
     def __call__(self, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
         scale = scale_of(q, kwargs)
-        for qs, ks, visible in _sequences(q, k, mask, kwargs):
+        for qs, ks, visible in self._alive(q, k, mask, kwargs):
             if self.lead:
                 row_mask = None if visible is None else visible[:, :1]
                 received = attention_rows(qs[:, :1], ks, scale, row_mask).mean(0)[0]
@@ -199,7 +212,7 @@ class _WideReader(_Accumulate):
 
     @torch.no_grad()
     def __call__(self, q: Tensor, k: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-        for qs, ks, visible in _sequences(q, k, mask, kwargs):
+        for qs, ks, visible in self._alive(q, k, mask, kwargs):
             wide_q = qs.transpose(0, 1).flatten(1)
             wide_k = ks.transpose(0, 1).flatten(1)
             scale = wide_k.shape[1] ** -0.5

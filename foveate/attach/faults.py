@@ -18,6 +18,7 @@ NAMES = frozenset(
         "tables_not_reordered",  # beams are reordered, the slot tables are not
         "hook_left_behind",  # one hook survives detach
         "packed_positions",  # gapped position ids reach the mask with no mask given
+        "cache_not_cut",  # caches stay as long as they were when they should be cut
         "anchor_ignored",  # cos and sin are taken from the first slots, not from the kept ones
     }
 )

@@ -116,6 +116,7 @@ class Looked:
         mask: what the layer's kernel got; None if causal.
         scale: factor on the logits.
         offset: the key of query 0.
+        rotations: cos and sin with which its tokens were turned; None if the layer got none.
     """
 
     layer: int
@@ -124,6 +125,7 @@ class Looked:
     mask: Tensor | None
     scale: float
     offset: int
+    rotations: tuple[Tensor, Tensor] | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,6 +146,7 @@ class Pass:
         ids: its position ids, where layers number their tokens anew; 3 rows with M-RoPE.
         shifts: segment's first layer -> how far later ids move down from this pass on.
         seen: what was read of the decoder layer that ran last, for methods that look at it.
+        rotations: cos and sin of the decoder layer that is running.
         decided, alive: decoder layer -> what was decided there, and where each picture's tokens
             lived before it; a checkpoint's recomputation applies them again.
         embeds: the input embeddings, without merged tokens, for methods that read them later on.
@@ -170,6 +173,7 @@ class Pass:
     ids: Tensor | None = None
     shifts: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     seen: Looked | None = None
+    rotations: tuple[Tensor, Tensor] | None = None
     embeds: Tensor | None = None
     deepstack: list[Tensor] = dataclasses.field(default_factory=list)
     deep_index: Tensor | None = None

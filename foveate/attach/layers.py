@@ -78,6 +78,7 @@ class LayerHook:
             first in now.decided or (segment is not None and segment.shift is not None)
         )
         masked = self._needs_mask(first, segment, now, kwargs, held)
+        now.rotations = kwargs.get("position_embeddings")
         if first is None and not masked and not anew:
             return None
         kwargs = dict(kwargs)
@@ -85,6 +86,7 @@ class LayerHook:
             self._renumber(now, first, segment, kwargs, short)
         elif first is not None:
             self._gather_positions(now, first, kwargs)
+        now.rotations = kwargs.get("position_embeddings")
         if masked:
             self._gather_mask(now, first, segment, kwargs, short, held)
         if short is hidden:
@@ -157,7 +159,7 @@ class LayerHook:
             if past:
                 cached = held.keys[:, :, :past] if static else held.keys[:, :, -past:]
                 k = torch.cat([cached.to(k.device, k.dtype), k], 2)
-            found.append(Looked(self.layer, q, k, mask, scale_of(q, call), past))
+            found.append(Looked(self.layer, q, k, mask, scale_of(q, call), past, rotations))
 
         dropped = ("past_key_values", "position_ids", "attention_mask", "use_cache")
         rest = {name: value for name, value in kwargs.items() if name not in dropped}

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from foveate.attach import faults
-from foveate.errors import AttachError
+from foveate.errors import AttachError, StageNotAvailable
 
 
 @dataclasses.dataclass
@@ -223,6 +223,44 @@ def widen_static_windows(cache: Any) -> None:
         )
     for index in rolling:
         cache.layers[index] = StaticLayer(max_cache_len=length)
+
+
+def check_settles(cache: Any, first: int) -> None:
+    """Raise a StageNotAvailable unless the caches of layers from `first` on can be cut."""
+    from transformers.cache_utils import DynamicLayer
+
+    for index, layer in enumerate(cache.layers):
+        if index >= first and type(layer) is not DynamicLayer:
+            raise StageNotAvailable(
+                f"The {type(layer).__name__} of decoder layer {index} cannot be cut after the "
+                "prefill.\nUse a dynamic cache and a model without sliding windows, or a method "
+                "that leaves caches alone."
+            )
+
+
+def settle(cache: Any, first: int) -> None:
+    """Cut the caches of layers from `first` on to the tokens that the last layer holds."""
+    tables: Tables = cache.foveate_tables
+    tables.split([first])
+    last = tables.segments[-1]
+    left = last.table(tables.seen)
+    for index, layer in enumerate(cache.layers):
+        segment = tables.segment(index)
+        if index < first or segment is None or segment is last:
+            continue
+        # Every token that is left at the end is held by the layers before.
+        held, order = segment.table(tables.seen).sort(1)
+        place = torch.searchsorted(held, left).clamp(max=held.shape[1] - 1)
+        where = order.gather(1, place).to(layer.keys.device)[:, None, :, None]
+        layer.keys = layer.keys.gather(
+            2, where.expand(*layer.keys.shape[:2], -1, layer.keys.shape[3])
+        )
+        layer.values = layer.values.gather(
+            2, where.expand(*layer.values.shape[:2], -1, layer.values.shape[3])
+        )
+    for segment in tables.segments:
+        if segment.first_layer >= first and segment is not last:
+            segment.slots, segment.holes, segment.tail_from = left, last.holes, tables.seen
 
 
 def release(cache: Any) -> None:

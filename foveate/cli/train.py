@@ -45,12 +45,21 @@ def reference(
     threads: Annotated[int, typer.Option(help="Threads on a CPU.", min=1)] = 2,
     workers: Annotated[int, typer.Option(help="Processes that draw scenes.", min=1)] = 1,
     store: Annotated[Path | None, typer.Option(help="Drawn scenes, to share between runs.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="For reference-tiles: the model/ folder of a trained reference to go on from; "
+            "the shipped one if not said."
+        ),
+    ] = None,
     scenes: Annotated[
         int, typer.Option(help="Test scenes to measure on afterwards; 0 for none.", min=0)
     ] = 1000,
     as_json: options.Json = False,
 ) -> None:
-    """Train a reference model from nothing: draw, train, export, measure.
+    """Train a reference model: draw, train, export, measure.
+
+    reference begins with nothing, reference-tiles with a trained reference.
 
     Accuracy on each kind of question is shown as it is learned. Interrupted or killed, the same
     command goes on from the last checkpoint (every three minutes) and ends with the same weights.
@@ -64,12 +73,14 @@ def reference(
         raise UnknownName("reference model", name, _NAMES)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"There is no device {device!r} here.\nUse --device cpu --recipe cpu.")
+    if start is not None and name != "reference-tiles":
+        raise InputError(f"{name} begins with nothing.\nLeave --start out.")
     chosen = _recipe(name, recipe, change or [])
     folder = folder_for(out, "train", f"{name}-seed{seed}")
     torch.set_num_threads(threads)
     console = Console(stderr=True)
     with _shown(console) as tell:
-        model = _train(name, folder, seed, chosen, device, workers, store, tell)
+        model = _train(name, folder, seed, chosen, device, workers, store, start, tell)
         found = _measure(name, model, scenes) if scenes else None
     result = {"model": str(model), "evaluation": found}
     target = "train" if name == "reference" else "train_tiles"
@@ -77,10 +88,20 @@ def reference(
     shown: list[Any] = [f"the model is in {model}"]
     if found is not None:
         shown.append(_accuracies(found))
-    python = [
-        f"from foveate.reference.{module} import {target}",
-        call(target, repr(str(folder)), seed=seed, device=device),
-    ]
+    python = [f"from foveate.reference.{module} import {target}"]
+    usual = chosen == type(chosen)()
+    if not usual:
+        python.append(f"from {type(chosen).__module__} import {type(chosen).__name__}")
+    python.append(
+        call(
+            target,
+            repr(str(folder)),
+            seed=seed,
+            recipe=None if usual else chosen,
+            start=None if start is None else str(start),
+            device=device,
+        )
+    )
     finish(result, shown, python, as_json)
 
 
@@ -130,13 +151,14 @@ def _train(
     device: str,
     workers: int,
     store: Path | None,
+    start: Path | None,
     tell: Tell,
 ) -> Path:
     from foveate.reference.tiles_train import train_tiles
     from foveate.reference.train import train
 
     if name == "reference-tiles":
-        return train_tiles(folder, seed, recipe, device=device, tell=tell)
+        return train_tiles(folder, seed, recipe, start=start, device=device, tell=tell)
     return train(folder, seed, recipe, store, device=device, workers=workers, tell=tell)
 
 

@@ -128,7 +128,7 @@ class Batch:
     ) -> tuple[list[str], list[Item]]:
         inputs = self.inputs(rows, turn, [found[row]["answers"] for row in rows])
         options: dict[str, Any] = {}
-        if setting is None or setting.make().stage not in (Stage.IMAGE, Stage.ENCODER):
+        if setting is None or setting.make().parts[0].stage not in (Stage.IMAGE, Stage.ENCODER):
             if rows not in self._encoded:
                 self._encoded[rows] = encode(self.model, inputs, self.reads)
             shared = self._encoded[rows]

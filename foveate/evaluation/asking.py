@@ -94,7 +94,7 @@ class Asking:
         self.others = others(data)
         methods = [group.first.make() for group in groups]
         self.reads: frozenset[Reads] = frozenset().union(
-            *(m.reads for m in methods if m.stage not in (Stage.IMAGE, Stage.ENCODER))
+            *(m.reads for m in methods if m.parts[0].stage not in (Stage.IMAGE, Stage.ENCODER))
         )
 
     def foresee(self) -> None:

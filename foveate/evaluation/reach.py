@@ -58,6 +58,8 @@ def in_last_layer(setting: Setting, n: int, total: int) -> int | None:
         counts = method.budgets(n, resolve_keep(keep, n), total)
         if last.stage != Stage.DECODER:
             return counts[-1]
+        if before and before[-1].at_least:
+            return None
         left = counts[len(before) - 1] if before else n
         steps = last.steps(n if left is None else left, counts[-1], total)
     except BudgetError:
@@ -69,7 +71,8 @@ def _try(model: Any, method: Compressor, keep: int | float | None, n: int) -> No
     """Raise what attaching and running would, as far as it depends on counts and layers alone."""
     decision = Decision(adapter_for(model), method, keep=keep, positions="original", template=None)
     counts = decision.budgets(n)[: len(decision.outside)]
-    left = counts[-1] if counts else n
+    # Where the first part leaves what the picture's looks decide, it may leave everything.
+    left = counts[-1] if counts and not decision.outside[-1].at_least else n
     decision.steps(n, n if left is None else left)
 
 

@@ -96,7 +96,7 @@ class Setting:
     @property
     def reads_prompt(self) -> bool:
         """Whether what is chosen depends on the question."""
-        return any(part.prompt_aware for part in self.make().parts)
+        return self.make().prompt_aware
 
     @property
     def chooses_again(self) -> bool:

@@ -33,8 +33,9 @@ Differs from the paper's code:
     alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
 
 When it fails:
-    M is made of raw embeddings, which hardly meet across modalities. Attention in the tower
-    decides what is merged, so small things beside the subject blur.
+    M is made of raw embeddings, which hardly meet across modalities. The raters are the words that
+    most of the picture is like, which need not be those that are asked about. Attention in the
+    tower decides what is merged, so small things beside the subject blur.
 
 Reference:
     OpenReview Px0UrEUcFQ (ICLR 2026 submission 17299), Eq. 1-12, section 4.1.

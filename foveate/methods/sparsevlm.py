@@ -13,26 +13,37 @@ The mapping:
         clusters by density peaks, as many neighbours as clusters;
     (4) P = one-hot rows of the k, and the mean of each cluster; k + clusters is the count, and a
         count too small for both is all k.
+    v2 ("SparseVLM+", presets authors-v2-..) merges nothing (`recycle=False`), and in (2)
+    (5) `gravity`: A_ij is divided by w_ij = <R_i 1, R_j 1> / |R_i 1|^2, what the layer's position
+        encoding R alone makes of a vector of ones at both places;
+    (6) `heads`: of the heads only the 14 of 32 are averaged whose p, summed over j, is largest.
 
 Needs:
-    The attention of the layers before 3, 7 and 16 of 32: the raters' rows. Input embeddings.
+    The attention of the layers before 3, 7 and 16 of 32: the raters' rows. Input embeddings. v2 the
+    position encoding of those layers as well.
 
 Differs from the paper's code:
-    This is v1.5: fixed counts. (The ICML text's rank rule decides the count itself and is left
-    out.) A merged token lives where its cluster's centre was; there it goes to the end of the
-    picture. Position ids stay; the presets number deeper layers' tokens anew, as there. A tie goes
-    to the lower slot, where released code adds noise. With no rater at all every text token rates
-    (NaN there).
+    By default this is v1.5: fixed counts. (The ICML text's rank rule decides the count itself and
+    is left out.) A merged token lives where its cluster's centre was; there it goes to the end of
+    the picture. Position ids stay; v1.5's presets number deeper layers' tokens anew, as there. A
+    tie goes to the lower slot, where released code adds noise. With no rater at all every text
+    token rates (NaN there).
     Preset counts include merged tokens: 309/204/113, 312/117/39, 249/55/27, 82/32/18. Averaged
     over executed layers they are 206.5, 145.4, 114.1 and 82.2: the authors' accounting ("192",
-    "128", "96", "64") takes the deciding layer as already reduced.
+    "128", "96", "64") takes the deciding layer as already reduced. v2's are 206.8, 144.1, 113.9
+    and 81.8.
+    v2 divides by <R_i 1, R_j 1> / sqrt(d) as it is, which orders alike; here w counts as 0.1 at
+    least. In LLaVA-1.5 it is above that up to a distance of 650, so nothing changes there; where
+    it falls to 0 or below, the division would blow up or turn the sign. v2's `keep` falls as
+    v1.5's counts do. Other numbers of heads take the same share, 14/32.
 
 When it fails:
     Questions of common words: V T^T of raw embeddings says little, and saturates for long ones.
     Three layers run on everything.
 
 Reference:
-    arXiv 2410.04417 (ICML 2025); Gumpest/SparseVLMs at 26a5f48, branch v1.5 (Apache-2.0).
+    arXiv 2410.04417 (ICML 2025); Gumpest/SparseVLMs at 26a5f48, branches v1.5 and v2.0
+    (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -41,8 +52,11 @@ import dataclasses
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from foveate import ops
+from foveate.attention import LayerAttention
 from foveate.compressor import (
     DecoderMethod,
     Preset,
@@ -51,17 +65,27 @@ from foveate.compressor import (
     scaled_layers,
     solve_schedule,
 )
+from foveate.errors import BudgetError
 from foveate.mapping import Mapping
 
 _RELEASE = "Gumpest/SparseVLMs at 26a5f48, v1.5"
+_RELEASE_2 = "Gumpest/SparseVLMs at 26a5f48, v2.0"
 _LAYERS, _OF = (3, 7, 16), 32
 # Shares that the released tables fall by, at 192 tokens: the shape behind `keep`.
 _SHAPE = (309, 204, 113)
+_HEADS = 14 / 32
+# The least that what position alone gives counts for, of what it gives at distance 0.
+_LEAST = 0.1
 
 
 def _released(kept: str, schedule: tuple[int, ...]) -> Preset:
     source = f"{_RELEASE}: {kept} + merged"
     return Preset(source, {"schedule": schedule}, positions="reindex")
+
+
+def _released_2(schedule: tuple[int, ...]) -> Preset:
+    fields = {"recycle": False, "gravity": True, "heads": _HEADS, "schedule": schedule}
+    return Preset(_RELEASE_2, fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +96,32 @@ class SparseVLM(DecoderMethod):
         at: layers before which tokens are dropped; None: 3, 7, 16 of 32, at the same depth of
             any other model.
         recycle: whether turned-down tokens are merged; if not, all of the count are kept ones.
+        gravity: whether attention is divided by what position alone gives (v2).
+        heads: share of the heads that is averaged, those of largest sums; 14/32 in v2.
     """
 
     at: tuple[int, ...] | None = None
     recycle: bool = True
+    gravity: bool = False
+    heads: float = 1.0
     reads: ClassVar[frozenset[Reads]] = frozenset({Reads.BEFORE, Reads.START, Reads.TEXT})
     presets: ClassVar[dict[str, Preset]] = {
         "authors-192": _released("300/200/110", (309, 204, 113)),
         "authors-128": _released("303/110/36", (312, 117, 39)),
         "authors-96": _released("on branch main 238/48/26", (249, 55, 27)),
         "authors-64": _released("66/30/17", (82, 32, 18)),
+        "authors-v2-192": _released_2((300, 200, 118)),
+        "authors-v2-128": _released_2((238, 108, 60)),
+        "authors-v2-96": _released_2((246, 54, 28)),
+        "authors-v2-64": _released_2((66, 34, 20)),
     }
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heads <= 1:
+            raise BudgetError(
+                f"SparseVLM's heads is the share of the heads that counts, above 0 and up to 1; "
+                f"got {self.heads}."
+            )
 
     def layers_in(self, total: int) -> tuple[int, ...]:
         """The three layers, or those asked for."""
@@ -100,7 +139,7 @@ class SparseVLM(DecoderMethod):
         n = tokens.n
         m = n if keep is None else keep
         chosen, _ = ops.raters(tokens.start, tokens.text)  # (1)
-        score = seen.received(seen.text[chosen.to(seen.text.device)])  # (2)
+        score = self._votes(seen, seen.text[chosen.to(seen.text.device)])  # (2)
         k, clusters = split(n, m) if self.recycle else (m, 0)
         order = ops.top(score, n)
         if clusters == 0:
@@ -112,6 +151,21 @@ class SparseVLM(DecoderMethod):
         owner[order[:k]] = torch.arange(k, device=order.device)
         owner[candidates] = k + member
         return Mapping.assign(owner, torch.cat([order[:k], candidates[centres]]))  # (4)
+
+    def _votes(self, seen: LayerAttention, raters: Int[Tensor, " r"]) -> Float[Tensor, " n"]:
+        """p_j, but for a factor: attention of the raters, corrected, mean over the chosen heads."""
+        if not self.gravity and self.heads == 1:
+            return seen.received(raters)
+        total = torch.zeros(seen.q.shape[0], len(seen.visual), device=seen.q.device)
+        done = 0
+        for block in seen.blocks(raters):
+            if self.gravity:  # (5)
+                near = seen.nearness(raters[done : done + block.shape[1]])
+                block = block / near.clamp(min=_LEAST)
+            total += block.sum(1)
+            done += block.shape[1]
+        count = max(1, round(self.heads * len(total)))
+        return total[ops.top(total.sum(1), count)].mean(0)  # (6)
 
 
 def _candidates(dropped: int) -> int:

@@ -5,7 +5,8 @@ What it does:
     text has taken in what it needs.
 
 The mapping:
-    Before layer K, P has no rows. The average over L layers is n K / L.
+    Before layer K, P has no rows. The average over L layers is n K / L, and with `keep` K is the
+    greatest for which it is not above: n K / L <= keep + 1/2 (a count is whole).
 
 Needs:
     Nothing.
@@ -13,11 +14,12 @@ Needs:
 Differs from the paper's code:
     Nothing where position ids are kept, its default. `foveate.fitting.withdrawal_layer` is its
     search: the first K >= 5 for which the next token's distribution stays within KL <= 0.003 of
-    the full model's, on average over samples.
+    the full model's, on average over samples; K = L, no withdrawal, if there is none. `keep` is
+    no part of it.
 
 When it fails:
     Questions whose answer is looked up late, or in a later turn: the later layers hold no visual
-    token any more. `keep` can only be met to within n / 2L tokens, since K is whole.
+    token any more. K is whole: what runs may lie up to n / L tokens below `keep`.
 
 Reference:
     arXiv 2405.05803 (AAAI 2025); lzhxmu/VTW at a3d8cfc (no licence, nothing copied).
@@ -43,7 +45,8 @@ class VTW(Compressor):
     """From one decoder layer on run without any visual token.
 
     Attributes:
-        layer: K; None: the one whose average comes nearest `keep`.
+        layer: K, up to the number of layers, which withdraws nothing; None: the last one whose
+            average is not above `keep`.
     """
 
     layer: int | None = None
@@ -60,19 +63,25 @@ class VTW(Compressor):
 
     def layers_in(self, total: int) -> tuple[int, ...]:
         """The layer, or every one that a budget may ask for."""
+        if self.layer == total:
+            return ()
         return tuple(range(1, total)) if self.layer is None else (self.layer,)
 
     def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
-        """One withdrawal."""
-        if self.layer is not None:
-            return (Step(self.layer, 0),)
-        assert keep is not None
-        layer = math.floor(keep * total / n + 0.5)
-        if layer < 1:
+        """One withdrawal, or none behind the last layer.
+
+        Raises:
+            BudgetError: even one layer on all tokens is more than `keep` on average.
+        """
+        layer = self.layer
+        if layer is None:
+            assert keep is not None
+            layer = (2 * keep + 1) * total // (2 * n)
+        if self.layer is None and layer < 1:
+            lowest = math.ceil((2 * n - total) / (2 * total))
             raise BudgetError(
-                f"keep={keep} cannot be reached: the first of {total} layers runs on all {n} "
-                f"tokens, {n / total:g} on average.\n"
-                f"The lowest keep that rounds up to it is {math.ceil(n / (2 * total))}."
+                f"keep={keep} cannot be reached: layer 0 of {total} already runs on all {n} tokens."
+                f"\nThe lowest average with a withdrawal at layer 1 is {lowest}; use that."
             )
         return (Step(layer, 0),) if layer < total else ()
 

@@ -41,7 +41,6 @@ def patch_targets(
     offsets: Tensor,
     grid: int,
     size: float,
-    whole: Tensor | None = None,
 ) -> Tensor:
     """What each projected patch should be: float[b, grid * grid, width].
 
@@ -50,7 +49,6 @@ def patch_targets(
         labels, offsets: as `labels.patch_labels` gives them.
         grid: patches per side.
         size: root mean square of the place code.
-        whole: bool[b] which pictures are whole ones; places in a part say nothing. None: all.
     """
     vocabulary = words.vocabulary()
     target = torch.zeros(*offsets.shape[:2], table.shape[1])
@@ -69,8 +67,6 @@ def patch_targets(
     thirds = (centres * 3 / SIDE).long().clamp(0, 2)
     regions = torch.stack([table[vocabulary[word]] for word in words.REGION_WORDS])
     named = regions[3 * thirds[..., 1] + thirds[..., 0]]
-    if whole is not None:
-        code, named = code * whole[:, None, None], named * whole[:, None, None]
     return target + code + named
 
 

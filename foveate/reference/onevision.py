@@ -28,7 +28,11 @@ from foveate.reference.architecture import (
 from foveate.reference.tiled import CANVASES, TILE
 
 if TYPE_CHECKING:
-    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+    )
 
 # Patches a side of one view, and tokens a side of a clip's frame.
 VIEW_GRID = TILE // PATCH
@@ -115,8 +119,38 @@ def _assembled(images: Any, tokenizer: Any) -> LlavaOnevisionProcessor:
     return WithoutVideos(**parts, **_OPTIONS)
 
 
+@torch.no_grad()
+def start_from(
+    model: LlavaOnevisionForConditionalGeneration, source: LlavaForConditionalGeneration
+) -> None:
+    """Begin with what `reference` learned: tower, projector and decoder.
+
+    Places are interpolated to the smaller views as CLIP does it. The words about clips, which the
+    source does not know, begin at random, as large as the others; newlines too.
+
+    Args:
+        model: of the same widths and depths; changed in place.
+        source: a trained `reference`.
+    """
+    known = source.state_dict()
+    places = source.model.vision_tower.embeddings
+    width = places.embed_dim
+    between = places.interpolate_pos_encoding(torch.zeros(1, 1 + VIEW_GRID**2, width), TILE, TILE)
+    embedded, head = (model.get_input_embeddings().weight, model.lm_head.weight)
+    size = source.get_input_embeddings().weight.std()
+    embedded.normal_(0, size)
+    # As large as the head's other rows, and alike, as in the source's own start.
+    head.copy_(embedded * source.lm_head.weight.std() / size)
+    model.model.image_newline.normal_(0, size)
+    for name, value in model.state_dict().items():
+        if name.endswith("position_embedding.weight"):
+            value.copy_(between[0])
+        elif name in known:
+            value[: len(known[name])] = known[name]
+
+
 def build_tiles_model(
-    vision_width: int = 128, vision_layers: int = 5, width: int = 128, layers: int = 4
+    vision_width: int = 128, vision_layers: int = 5, width: int = 128, layers: int = 5
 ) -> LlavaOnevisionForConditionalGeneration:
     """A freshly initialised model; seed torch first. Arguments as in `build_model`."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration

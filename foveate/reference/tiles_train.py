@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration
 
-from foveate.reference.alignment import patch_targets
+from foveate.errors import InputError
+from foveate.fingerprint import of_weights
+from foveate.reference import path
+from foveate.reference.architecture import PATCH
 from foveate.reference.clips import Script
 from foveate.reference.data import pixel_values
 from foveate.reference.forms import (
@@ -29,9 +32,13 @@ from foveate.reference.forms import (
     step_form,
     training_turns,
 )
-from foveate.reference.language_stage import WORD_SIZE
-from foveate.reference.layout import Layout
-from foveate.reference.onevision import VIEW_GRID, build_tiles_model, save_tiles_processor
+from foveate.reference.layout import SIDE, Layout
+from foveate.reference.onevision import (
+    VIEW_GRID,
+    build_tiles_model,
+    save_tiles_processor,
+    start_from,
+)
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.recipe import Recipe
 from foveate.reference.report import Tell, Validate, answered, tell
@@ -48,7 +55,7 @@ _DIALOGUE_TOKENS = 40
 _VALIDATION = {"scenes": TILED, "overviews": OVERVIEWS[:1], "clips": (CLIPS[0], CLIPS[2])}
 _VALIDATION_PICTURES, _VALIDATION_BATCH = 24, 8
 # Of each form.
-_ALIGNED_PICTURES = 30
+_WHITENED_PICTURES = 30
 
 
 @dataclass(frozen=True)
@@ -67,20 +74,25 @@ class TilesRecipe(Recipe):
             shortest clips: looking up is learned sooner among fewer tokens. Objects in resized
             views are too small for that, so `low_first` is no larger than `low_share` here.
         low_share, low_first: as in `Recipe`; views are resized, or only an overview is shown.
+        started_from: fingerprint of the `reference` that it goes on from, whose sizes it has.
     """
 
     scenes: int = 1_000_000
-    vision_steps: int = 2_200
+    vision_steps: int = 0
     vision_batch: int = 8
     vision_tiles: int = 4
     vision_clips: int = 4
     vision_frames: int = 6
-    language_steps: int = 4_000
+    language_steps: int = 2_600
     language_batch: int = 12
     language_tokens: int = 4_000
+    language_muon: float = 0.01
+    language_adam: float = 0.0015
+    captions: tuple[float, float] = (0.3, 0.15)
     clip_share: float = 0.45
     small_first: float = 0.7
     low_first: float = 0.15
+    started_from: str = ""
 
 
 # For a GPU, as `recipe.GPU`.
@@ -99,10 +111,28 @@ TILES_GPU = TilesRecipe(
 
 
 class TilesTrainer(Trainer):
-    """The run that makes `reference-tiles`. Arguments as for every `Trainer`."""
+    """The run that makes `reference-tiles`.
+
+    Args:
+        folder, seed, recipe, minutes, tell: as for every `Trainer`; the recipe names the source.
+        source: the trained `reference` that it goes on from.
+    """
 
     recipe: TilesRecipe
     place_numbers = 6
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        recipe: TilesRecipe,
+        source: LlavaForConditionalGeneration,
+        minutes: float = 3.0,
+        tell: Tell = tell,
+    ) -> None:
+        super().__init__(folder, seed, recipe, minutes, tell)
+        if not self.checkpoint.exists():
+            start_from(self.model, source)
 
     def _build(self) -> LlavaOnevisionForConditionalGeneration:
         recipe = self.recipe
@@ -151,22 +181,13 @@ class TilesTrainer(Trainer):
         pixels = pixel_values(views.pixels, grid)
         return encode(self.model.model.vision_tower, pixels, last=False)[0][:, 1:]
 
-    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
-        table = self.model.get_input_embeddings().weight.detach()
+    def _join(self) -> None:
         parts = []
         for form in (*TILED, *CLIPS[:2]):
-            for drawn in self._drawn(form, min(_ALIGNED_PICTURES, self.recipe.scenes)):
+            for drawn in self._drawn(form, min(_WHITENED_PICTURES, self.recipe.scenes)):
                 parts.append(drawn.views[:: 2 if form in TILED else 4])
-        views = Views.joined(parts)
-        self.whitening = Whitening.of(self.raw_features(views))
-        batches = []
-        for grid in (VIEW_GRID, *LOW_VIEW_GRIDS):
-            labels = views.patch_labels(grid)
-            targets = patch_targets(table, *labels, grid, WORD_SIZE, views.whole)
-            batches.append((self.whitening(self.raw_features(views, grid)), targets))
-        with torch.no_grad():
-            self.model.model.image_newline.normal_(0, WORD_SIZE)
-        return batches
+        self.whitening = Whitening.of(self.raw_features(Views.joined(parts)))
+        self.whitening.unfold(self.model.model.multi_modal_projector.linear_1)
 
     def visual(self, form: Form, drawn: Sequence[Drawn]) -> Tensor:
         """The visual tokens of these pictures: float[b, tokens, width]."""
@@ -243,6 +264,7 @@ def train_tiles(
     recipe: TilesRecipe | None = None,
     stop_at: tuple[int, int] | None = None,
     *,
+    start: str | Path | None = None,
     device: str = "cpu",
     tell: Tell = tell,
 ) -> Path:
@@ -251,16 +273,45 @@ def train_tiles(
     Args:
         output_dir: the run's folder; the finished model lies in its `model/`.
         seed: of initialisation and batches.
-        recipe: lengths, rates, sizes.
+        recipe: lengths and rates; sizes are the source's.
         stop_at: (stage, step) to stop at, with a checkpoint.
+        start: the folder of a trained `reference` to begin with; the shipped one if None.
         device: where to train.
         tell: what is done with its progress.
 
     Returns:
         The folder of the model.
+
+    Raises:
+        InputError: there is no `reference` in that folder, or the run in `output_dir` is another.
     """
+    source = _source(path() if start is None else Path(start)).to(device)
+    vision, text = source.config.vision_config, source.config.text_config
+    mine = replace(
+        recipe or TilesRecipe(),
+        started_from=of_weights(source),
+        vision_width=vision.hidden_size,
+        vision_layers=vision.num_hidden_layers,
+        width=text.hidden_size,
+        layers=text.num_hidden_layers,
+    )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with on(device):
-        TilesTrainer(folder, seed, recipe or TilesRecipe(), tell=tell).run(stop_at)
+        TilesTrainer(folder, seed, mine, source, tell=tell).run(stop_at)
     return folder / "model"
+
+
+def _source(folder: Path) -> LlavaForConditionalGeneration:
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds no model.\nGive the model/ folder of a `foveate train reference` run."
+        )
+    found = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    vision = found.config.vision_config
+    if (vision.image_size, vision.patch_size) != (SIDE, PATCH):
+        raise InputError(
+            f"{folder} is no reference model: it looks at {vision.image_size} pixels in patches of "
+            f"{vision.patch_size}, not {SIDE} in {PATCH}."
+        )
+    return found

@@ -136,8 +136,8 @@ class Trainer(abc.ABC):
         """Loss and facts of a step of the first stage."""
 
     @abc.abstractmethod
-    def _alignment(self) -> list[tuple[Tensor, Tensor]]:
-        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
+    def _join(self) -> None:
+        """Make tower, projector and decoder ready for the second stage; sets the whitening."""
 
     @abc.abstractmethod
     def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
@@ -237,10 +237,7 @@ class Trainer(abc.ABC):
 
     def _begin_language(self) -> None:
         self.stage, self.step = _LANGUAGE, 0
-        start_language(self.model)
-        errors = align(self.model, self._alignment())
-        means = {"error of alignment, before": errors[0], "after": errors[-1]}
-        self.tell(Progress(self.stage, 0, self.steps, self.minutes_spent, means, {}))
+        self._join()
         self.optimiser = self._optimiser()
         self.save()
 
@@ -352,7 +349,14 @@ class SceneTrainer(Trainer):
         # Accuracies are reported at the model's own resolution.
         return loss, facts if grid == GRID else {}
 
+    def _join(self) -> None:
+        start_language(self.model)
+        errors = align(self.model, self._alignment())
+        means = {"error of alignment, before": errors[0], "after": errors[-1]}
+        self.tell(Progress(self.stage, 0, self.steps, self.minutes_spent, means, {}))
+
     def _alignment(self) -> list[tuple[Tensor, Tensor]]:
+        """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
         indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
         self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
         table = self.model.get_input_embeddings().weight.detach()

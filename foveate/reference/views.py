@@ -48,7 +48,6 @@ class Views:
         tables: int64[v, owners, labels] what is known about each owner, as `labels.owner_table`.
         centres: float[v, owners, 2] where each owner's centre is, in pixels of the view.
         shown: float[v, owners] the share of each owner that lies in the view.
-        whole: bool[v] whether the view is the whole picture, so that places in it are its places.
     """
 
     pixels: Tensor
@@ -56,7 +55,6 @@ class Views:
     tables: Tensor
     centres: Tensor
     shown: Tensor
-    whole: Tensor
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -118,7 +116,6 @@ def scene_views(scene: Scene) -> Views:
         tables=table.expand(count, -1, -1),
         centres=torch.cat([overview[None], centres - corners[:, None]]),
         shown=torch.cat([there[None], shares]),
-        whole=torch.arange(count) == 0,
     )
 
 
@@ -142,7 +139,6 @@ def clip_views(clip: Clip) -> Views:
         torch.as_tensor(np.stack(tables)),
         torch.as_tensor(np.stack(centres)),
         torch.as_tensor(np.stack(shown)),
-        torch.ones(len(clip.pixels), dtype=torch.bool),
     )
 
 

@@ -43,3 +43,9 @@ class Whitening:
         weight = linear.weight @ self.matrix.T
         linear.bias.sub_(weight @ self.mean)
         linear.weight.copy_(weight)
+
+    @torch.no_grad()
+    def unfold(self, linear: nn.Linear) -> None:
+        """Make a layer that was trained on raw features take white ones: `fold` undone."""
+        linear.bias.add_(linear.weight @ self.mean)
+        linear.weight.copy_(torch.linalg.solve(self.matrix, linear.weight.T).T)

@@ -410,9 +410,9 @@ def train(
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
-                f"There is no pair of a {kind} to learn from, and the method has a net for "
-                f"{kind}s.\nGive dialogues about some that the model answers right, or kinds= "
-                "without it."
+                f"There is no pair of the kind {kind!r} to learn from, which the method has a net "
+                "for.\nGive dialogues about some that the model answers right, or leave the kind "
+                "out of kinds=."
             )
     folder = Path(out)
     chosen = [each for each in pairs if KINDS[each.is_video] in method.kinds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 from foveate import attention
+from foveate.adapters import adapter_for
 from foveate.attention import LayerAttention
 from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
 from foveate.mapping import Mapping
@@ -48,7 +50,7 @@ def eager_maps(case: Case, row: Any) -> list[Tensor]:
     """(h, s, s) attention of every decoder layer for one prompt, by the stock eager model."""
     model = shared_model(case.name, "eager", case.dtype)
     maps = []
-    layers = foveate.adapters.adapter_for(model).decoder_layers
+    layers = adapter_for(model).decoder_layers
     hooks = [
         layer.self_attn.register_forward_hook(lambda m, a, out: maps.append(out[1][0]))
         for layer in layers
@@ -100,6 +102,58 @@ def check_against(seen: LayerAttention, truth: Tensor, slots: Tensor, text: Tens
     torch.testing.assert_close(
         seen.received(seen.everyone), columns.mean(0).sum(0), atol=2e-4, rtol=1e-3
     )
+
+
+def only_ones(model: Any) -> contextlib.ExitStack:
+    """Every query and key is ones before it is turned, while the context lasts."""
+    stack = contextlib.ExitStack()
+    for layer in adapter_for(model).decoder_layers:
+        attn = layer.self_attn
+        for each in "qk":
+            module = getattr(attn, f"{each}_norm", getattr(attn, f"{each}_proj"))
+            hook = module.register_forward_hook(lambda m, args, out: torch.ones_like(out))
+            stack.callback(hook.remove)
+    return stack
+
+
+@pytest.mark.parametrize("positions", ["original", "reindex"])
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_nearness_is_what_the_layer_makes_of_ones(name: str, positions: str) -> None:
+    """Uneven rows, before and after a drop, also where tokens are numbered anew."""
+    case = Case(name, images=(2, 1))
+    model, method = case.model(), Watch(drop=True)
+    with only_ones(model), foveate.attach(model, method, _force=True, positions=positions):
+        model(**case.batch().inputs)
+    assert len(method.seen) == 3 * len(AT)
+    differ = []
+    for _, tokens in method.seen:
+        for seen in (tokens.before, tokens.ahead):
+            assert seen is not None
+            near = seen.nearness(seen.text)
+            q, k = seen.q[0, seen.text].float(), seen.k[0, seen.visual + seen.offset].float()
+            wanted = (q @ k.mT) / (q.norm(dim=1)[:, None] * k.norm(dim=1))
+            torch.testing.assert_close(near, wanted, atol=1e-5, rtol=1e-4)
+            differ.append(float(near.max() - near.min()))
+    assert min(differ) > 0.01  # there is something to tell apart
+
+
+def test_rows_of_older_m_rope_are_merged_by_section() -> None:
+    """Up to transformers 5.1x a layer gets a row of each axis and picks from them itself."""
+    adapter = adapter_for(FAMILIES["qwen2_vl"].build())
+    sections = adapter.config.get_text_config().rope_parameters["mrope_section"]
+    ids = torch.arange(3)[:, None, None] * 7 + torch.arange(4)  # time, height, width
+    angle = 10.0 ** -torch.arange(sum(sections))
+    axis = torch.arange(3).repeat_interleave(torch.tensor(sections))
+    whole = ids[:, 0, :, None] * angle  # (3, s, d / 2)
+    merged = torch.stack([whole[a, :, i] for i, a in enumerate(axis.tolist())], -1)[None]
+
+    def pair(angles: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([angles, angles], -1)
+        return both.cos(), both.sin()
+
+    old = adapter.turned_ones(pair(whole[:, None]))
+    torch.testing.assert_close(old, adapter.turned_ones(pair(merged)))
 
 
 def test_many_rows_are_done_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 import foveate
 from foveate.adapters.qwen_vl import _frames_of, _patches_of
-from foveate.compressor import Stage, TowerMethod, TowerPlan, VisualTokens
+from foveate.compressor import (
+    DecoderMethod,
+    Reads,
+    Stage,
+    TowerMethod,
+    TowerPlan,
+    VisualTokens,
+    Windows,
+)
 from foveate.errors import StageNotAvailable
 from foveate.mapping import Mapping
 from tests.families.models import FAMILIES
@@ -25,12 +33,13 @@ class Fixed(TowerMethod):
     size: tuple[int, int] | None = None
     merges: tuple[int, ...] = ()
     proportional: bool = True
+    windows: Windows | None = None
 
     stage: ClassVar[Stage] = Stage.IMAGE
 
     def tower_plan(self, height: int, width: int, target: int, blocks: int) -> TowerPlan:
         size = self.size if self.size is None else (min(self.size[0], height), self.size[1])
-        return TowerPlan(size=size, merges=self.merges, proportional=self.proportional)
+        return TowerPlan(size, self.merges, self.proportional, self.windows)
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         return Mapping.identity(tokens.n)
@@ -163,6 +172,134 @@ def test_merging_in_the_tower_is_merging_by_hand(attn: str, scaled: bool) -> Non
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     plain = features(model, inputs, Fixed())
     assert not torch.allclose(got, plain, atol=1e-3)  # merging did something
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(DecoderMethod):
+    """Keeps everything and notes what the tower's tokens received."""
+
+    seen: list[Tensor] = dataclasses.field(default_factory=list, compare=False)
+    reads: ClassVar[frozenset[Reads]] = frozenset({Reads.ATTENTION})
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (1,)
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        assert tokens.attention is not None
+        self.seen.append(tokens.attention)
+        return Mapping.identity(tokens.n)
+
+
+@torch.no_grad()
+def windowed_by_hand(model: Any, pixels: Tensor, merge: bool) -> tuple[Tensor, Tensor, float]:
+    """(projected tokens, attention received, likeness of the window) of one 5 x 5 picture.
+
+    The 3 x 3 slots at the top left are averaged after the first block if `merge`.
+    """
+    tower = model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    has_cls = hasattr(tower.embeddings, "class_embedding")
+    x = tower.embeddings(pixels)
+    x = (tower.pre_layrnorm(x) if has_cls else x)[0]
+    lead, last = int(has_cls), len(tower.encoder.layers) - (2 if has_cls else 1)
+    owner = [[i] for i in range(len(x))]
+    for index, block in enumerate(tower.encoder.layers[: last + 1]):
+        if index == 1:
+            window = [lead + 5 * row + column for row in range(3) for column in range(3)]
+            u = x[window] / x[window].norm(dim=1, keepdim=True)
+            score = float(((u @ u.T).sum() - 9) / 72)
+            if merge:
+                owner = [[i] if i != window[0] else window for i in range(len(x))]
+                owner = [group for group in owner if group[0] not in window[1:]]
+                x = torch.stack([x[group].mean(0) for group in owner])
+        if index == last:
+            normed = block.layer_norm1(x)
+            q, k = (
+                getattr(block.self_attn, f"{each}_proj")(normed).reshape(len(x), 2, -1)
+                for each in "qk"
+            )
+            logits = torch.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5
+            maps = logits.softmax(-1).mean(0)
+            received = maps[0, 1:] if has_cls else maps.mean(0)
+        out = block(x[None], attention_mask=None)
+        x = (out[0] if isinstance(out, tuple) else out)[0]
+    if not has_cls:
+        x = tower.post_layernorm(x)
+    spread = torch.empty(25, x.shape[1])
+    scores = torch.empty(25)
+    for token, score_here, group in zip(x[lead:], received, owner[lead:], strict=True):
+        spread[[i - lead for i in group]] = token
+        scores[[i - lead for i in group]] = score_here
+    return model.model.multi_modal_projector(spread), scores, score
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@torch.no_grad()
+def test_alike_windows_merge_in_each_picture_by_itself(name: str, attn: str) -> None:
+    """One of two pictures in a batch merges its window: the other one runs beside it as it is."""
+    family = FAMILIES[name]
+    model = family.build(attn, torch.float32)
+    inputs = family.inputs(2, seed=3)
+    pixels = inputs["pixel_values"].reshape(2, 1, 3, 20, 20)
+    likeness = [windowed_by_hand(model, each, False)[2] for each in pixels]
+    assert likeness[0] != likeness[1]
+    least = sum(likeness) / 2
+    method, seen = Scores(), {}
+    chained = foveate.chain((Fixed(windows=Windows(3, least, 1)), None), (method, None))
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        seen["embeds"] = kwargs["inputs_embeds"]
+
+    hook = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    with foveate.attach(model, chained, _force=True) as run:
+        model(**inputs)
+    hook.remove()
+    for row, (each, one) in enumerate(zip(pixels, likeness, strict=True)):
+        wanted, scores, _ = windowed_by_hand(model, each, one >= least)
+        other, plain, _ = windowed_by_hand(model, each, one < least)
+        got = seen["embeds"][row, run.items[row].slots]
+        if name == "paligemma":  # its language model is given them divided by a constant
+            got = got * (wanted.norm() / got.norm())
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(got, other, atol=1e-3)
+        torch.testing.assert_close(method.seen[row], scores, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(scores, plain, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_read_of_a_changed_tower_stands_for_every_patch() -> None:
+    """A method that reads the tower's attention behind one that changes it."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build("sdpa", torch.float32), family.inputs(2, seed=3)
+    method = Scores()
+    resized = foveate.chain((Fixed(size=(2, 3)), None), (method, None))
+    with foveate.attach(model, resized, _force=True):
+        model(**inputs)
+    for scores in method.seen:  # rows 0 to 2 of 5 show the upper of 2
+        shown = scores.reshape(5, 5)
+        assert torch.equal(shown[0], shown[2]) and torch.equal(shown[3], shown[4])
+        assert len(scores.unique()) == 6
+    assert not torch.equal(*method.seen)
+    method = Scores()
+    with foveate.attach(
+        model, foveate.chain((Fixed(merges=(9,)), None), (method, None)), _force=True
+    ):
+        model(**inputs)
+    for scores in method.seen:
+        assert len(scores) == 25
+        assert len(scores.unique()) == 16
+
+
+@torch.no_grad()
+def test_what_cannot_be_read_of_a_changed_tower_is_refused() -> None:
+    family = FAMILIES["qwen2_vl"]
+    model, inputs = family.build("sdpa", torch.float32), family.inputs(1, seed=3)
+    chained = foveate.chain((Fixed(size=(2, 3)), None), (Scores(), None))
+    refused = pytest.raises(StageNotAvailable, match="cannot be read here of a picture")
+    with refused, foveate.attach(model, chained, _force=True):
+        model(**inputs)
 
 
 def test_a_tower_that_cannot_be_changed_says_so() -> None:

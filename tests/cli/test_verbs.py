@@ -157,7 +157,6 @@ def test_compare_what_was_saved_beside_what_has_no_weights(
     # Other weights in the same folder are other answers.
     key = parse_method(saved[0]).key
     foveate.save(foveate.load(saved[1]), saved[0], model=model)
-    catalog._loaded.cache_clear()
     assert parse_method(saved[0]).key != key
     assert main(["compare", "-m", str(tmp_path / "none"), "-k", "6"]) == 1
     assert "holds no saved compressor" in capsys.readouterr().err

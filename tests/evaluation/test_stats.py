@@ -19,6 +19,14 @@ def test_one_model_is_the_paired_bootstrap() -> None:
     assert 0 < p <= 1
 
 
+def test_rounding_puts_no_value_outside_its_interval() -> None:
+    """Every question is missed by one draw of three: bars of a plot must not be negative."""
+    asked = np.array([1.0, 1.0, 2.0, 3.0, 4.0])
+    gain = np.array([sum([-1 / 3] * int(count)) for count in asked])
+    value, low, high = stats.difference(gain, asked, resamples=100)
+    assert low <= value <= high and value == pytest.approx(-1 / 3)
+
+
 def test_a_difference_that_models_do_not_share_is_not_sure() -> None:
     """Two models gain on every dialogue, one loses as much: the dialogues alone would be sure."""
     asked = np.ones(400)

@@ -13,17 +13,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from tests.families.models import (
-    BOS,
-    CLOSE,
-    FAMILIES,
-    IMAGE,
-    OPEN,
-    PAD,
-    PINPOINTS,
-    VIDEO,
-    VOCABULARY,
-)
+from tests.families.family import BOS, CLOSE, IMAGE, OPEN, PAD, VIDEO, VOCABULARY
+from tests.families.llava import PINPOINTS
+from tests.families.models import FAMILIES
 
 UNK, EOS = 1, 3
 SPECIAL = {

@@ -28,6 +28,10 @@ None copies the rows that live on; a matrix replaces them by P @ features.
 """
 
 
+Cut = tuple[int, int, Tensor]
+"""(first layer, length when it was done, (s,) what is lost)"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is dropped.
@@ -39,6 +43,8 @@ class Plan:
         positions: ``"original"`` or ``"reindex"``.
         inside: whether a drop before layer 0 is one between layers too, where re-indexed rows
             keep their slots.
+        settled: (layer, lengths): when the sequence was that long, caches from that layer on were
+            cut to what is left at the end; whatever follows sees nothing else.
     """
 
     slots: Sequence[Tensor]
@@ -46,6 +52,7 @@ class Plan:
     layers: Sequence[int] = (0,)
     positions: str = "original"
     inside: bool = False
+    settled: tuple[int, Sequence[int]] | None = None
 
 
 def keep_all(picture: int, layer: int, features: Tensor) -> tuple[Tensor, None]:
@@ -80,10 +87,32 @@ def logits(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     NaN where there is none.
     """
     assert len(inputs["input_ids"]) == 1, "one prompt at a time"
-    if plan.positions == "original":
-        return _masked(model, inputs, plan)
     at_input = tuple(plan.layers) == (0,) and not plan.inside
-    return (_shortened if at_input else _renumbered)(model, inputs, plan)
+    length = inputs["input_ids"].shape[1]
+    if plan.positions == "reindex" and at_input:
+        rows, kept = _shortened(model, inputs, plan)
+        return _spread(rows, kept, length)
+    run = _masked if plan.positions == "original" else _renumbered
+    layer, lengths = plan.settled or (0, ())
+    cuts: list[Cut] = []
+    for end in lengths:
+        # What was dropped up to here does not depend on what follows.
+        _, kept = run(model, inputs, plan, cuts)
+        lost = torch.ones(length, dtype=torch.bool)
+        lost[kept] = False
+        lost[end:] = False
+        cuts.append((layer, end, lost))
+    rows, kept = run(model, inputs, plan, cuts)
+    return _spread(rows, kept, length)
+
+
+def _hidden(cuts: list[Cut], layer: int, length: int) -> Tensor:
+    """(length, length) which keys a query must not see, because they were cut before it came."""
+    hide = torch.zeros(length, length, dtype=torch.bool)
+    for first, end, lost in cuts:
+        if layer >= first:
+            hide[end:] |= lost
+    return hide
 
 
 def _cut(
@@ -109,7 +138,9 @@ def _spread(rows: Tensor, kept: Tensor, length: int) -> Tensor:
     return torch.where((rank >= 0)[:, None], out, torch.full_like(out, torch.nan))
 
 
-def _masked(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
+def _masked(
+    model: nn.Module, inputs: dict[str, Any], plan: Plan, cuts: list[Cut]
+) -> tuple[Tensor, Tensor]:
     length = inputs["input_ids"].shape[1]
     gone = torch.zeros(length, dtype=torch.bool)
     alive = list(plan.slots)
@@ -131,6 +162,7 @@ def _masked(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
             hide = (
                 gone[None, :] & ~itself
             )  # a dropped token may see itself, so that no row is empty
+            hide = hide | (_hidden(cuts, layer, length) & ~itself)
             if mask.dtype == torch.bool:
                 mask = mask & ~hide
             else:
@@ -147,10 +179,10 @@ def _masked(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     with _hooks(*handles):
         out = stock_logits(model, inputs)
     kept = (~gone).nonzero().flatten()
-    return _spread(out[kept], kept, length)
+    return out[kept], kept
 
 
-def _shortened(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
+def _shortened(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> tuple[Tensor, Tensor]:
     length = inputs["input_ids"].shape[1]
     kept = torch.arange(length)
 
@@ -185,11 +217,12 @@ def _shortened(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
 
     handle = language_model(model).register_forward_pre_hook(hook, with_kwargs=True)
     with _hooks(handle):
-        out = stock_logits(model, inputs)
-    return _spread(out, kept, length)
+        return stock_logits(model, inputs), kept
 
 
-def _renumbered(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
+def _renumbered(
+    model: nn.Module, inputs: dict[str, Any], plan: Plan, cuts: list[Cut]
+) -> tuple[Tensor, Tensor]:
     """Between layers the states get physically shorter and are numbered from one end to the other.
 
     Rows keep their order. Each layer's cos and sin are made anew from contiguous ids.
@@ -222,8 +255,12 @@ def _renumbered(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
                 alive = now
             hidden = hidden[:, kept]
             mask = kwargs["attention_mask"]
+            hide = _hidden(cuts, layer, length)
+            if mask is None and hide.any():
+                mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
             if mask is not None:
-                mask = mask[:, :, kept][..., kept]
+                blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+                mask = mask.masked_fill(hide, blocked)[:, :, kept][..., kept]
             new = {"attention_mask": mask, "position_ids": None}
             if layer >= plan.layers[0]:
                 new["position_embeddings"] = rotations(layer, hidden)
@@ -246,7 +283,7 @@ def _renumbered(model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
     ]
     with _hooks(*handles):
         out = stock_logits(model, inputs)
-    return _spread(out[kept], kept, length)
+    return out[kept], kept
 
 
 def shorten_mask(mask: Any, kept: Tensor) -> Any:

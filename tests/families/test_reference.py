@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.families import reference
-from tests.families.models import FAMILIES, VIDEO_FAMILIES, Batch, Family
+from tests.families.family import Batch, Family
+from tests.families.models import FAMILIES, VIDEO_FAMILIES
 from tests.families.reference import Plan, keep_all
 
 ATTENTION = ("sdpa", "eager")

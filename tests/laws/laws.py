@@ -26,7 +26,8 @@ from foveate import catalog
 from foveate.compressor import Compressor, Stage, VisualTokens, resolve_keep
 from foveate.learned import LearnedCompressor
 from tests.families import reference
-from tests.families.models import FAMILIES, IMAGE, VIDEO, Batch, Family
+from tests.families.family import IMAGE, VIDEO, Batch, Family
+from tests.families.models import FAMILIES
 from tests.families.reference import Plan
 
 # Differences are counted in standard deviations of logits. cos and sin are float32 in every
@@ -129,10 +130,17 @@ def plan_of(
     keep: int | float | None = None,
     positions: str = "original",
     layers: int = 4,
+    lengths: Sequence[int] = (),
 ) -> Plan:
-    """What the reference must do where `method` reads the embeddings or hidden states."""
+    """What the reference must do where `method` reads the embeddings or hidden states.
+
+    Args:
+        lengths: of the sequence after each prefill with pictures.
+    """
     decide = decision(method, keep, layers, [len(s) for s in slots])
-    return Plan(slots, decide, tuple(method.layers) or (0,), positions)
+    first = method.settles_from(layers)
+    settled = None if first is None else (first, lengths)
+    return Plan(slots, decide, tuple(method.layers) or (0,), positions, settled=settled)
 
 
 def plans(
@@ -156,7 +164,7 @@ def plans(
             assert item.slots.tolist() == truth.tolist(), "slots are not where the pictures are"
             assert sum(g.size for g in item.grids) == len(truth) == item.mapping.n
         own = [s - first for s in slots]
-        plan = plan_of(method, own, keep, positions)
+        plan = plan_of(method, own, keep, positions, lengths=[len(batch.rows[row].ids)])
         if method.stage == Stage.VISION:
             # The reference does not see the encoder's output: it takes over what was selected.
             mappings = [item.mapping for item in items]
@@ -441,7 +449,8 @@ def check_second_turn(
             torch.tensor(p.visual).nonzero().flatten() + start
             for p, start in zip(whole.pictures, whole.starts, strict=True)
         ]
-        plan = plan_of(method, slots, None, positions)
+        lengths = [len(batch.rows[row].ids)] + [len(whole.ids)] * bool(images)
+        plan = plan_of(method, slots, None, positions, lengths=lengths)
         reply = second.sequences[row, length:]
         truth = answer_truth(case, whole, reply, plan)
         got = torch.stack([step[row] for step in second.logits])

@@ -86,11 +86,15 @@ class MergePairs(Compressor):
 
 @dataclasses.dataclass(frozen=True)
 class DropAt(Compressor):
-    """Before decoder layer `at[i]` keeps the share `shares[i]` of the tokens: the heaviest ones."""
+    """Before decoder layer `at[i]` keeps the share `shares[i]` of the tokens: the heaviest ones.
+
+    Caches from layer `settle` on are cut to what is left, if one is given.
+    """
 
     stage: ClassVar[Stage] = Stage.DECODER
     at: tuple[int, ...] = (2,)
     shares: tuple[float, ...] = (0.4,)
+    settle: int | None = None
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         assert tokens.layer is not None
@@ -102,6 +106,9 @@ class DropAt(Compressor):
     @property
     def layers(self) -> tuple[int, ...]:
         return self.at
+
+    def settles_from(self, total: int) -> int | None:
+        return self.settle
 
     def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
         counts = []

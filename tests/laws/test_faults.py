@@ -25,6 +25,9 @@ CAUGHT_BY: dict[str, Callable[[], None]] = {
     "tables_not_reordered": lambda: check_cache_rows(Case("llava_next"), TopNorm(), "reorder"),
     "hook_left_behind": lambda: check_detach_restores(Case("llava"), Every()),
     "packed_positions": lambda: check_without_mask(Case("llava"), First(), "reindex"),
+    "cache_not_cut": lambda: check_generate(
+        Case("llava", images=(2, 1)), DropAt((2, 3), (0.6, 0.5), settle=1)
+    ),
     "anchor_ignored": lambda: check_forward(Case("llava"), TopNorm()),
 }
 

@@ -9,7 +9,9 @@ import torch
 import transformers
 from packaging.version import Version
 
+import foveate
 from foveate.compressor import Stage
+from foveate.errors import StageNotAvailable
 from tests.families.models import FAMILIES
 from tests.laws.laws import (
     Case,
@@ -119,6 +121,73 @@ def test_a_new_picture_where_layers_number_their_tokens_anew(name: str) -> None:
 @torch.no_grad()
 def test_beam_search_where_layers_number_their_tokens_anew(name: str) -> None:
     check_beams(Case(name), METHODS["decoder"], positions="reindex")
+
+
+# Caches with sliding windows cannot be cut.
+UNCUT = ["gemma3"]
+CUT = DropAt((2, 3), (0.6, 0.5), settle=1)
+
+
+@pytest.mark.parametrize("positions", ["original", "reindex"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNCUT])
+@torch.no_grad()
+def test_caches_cut_after_the_prefill(name: str, positions: str) -> None:
+    """Uneven rows and a text-only one; the answer sees what is left, the prompt saw everything."""
+    check_generate(Case(name, images=MIXED), CUT, positions=positions)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNCUT])
+@torch.no_grad()
+def test_beam_search_on_cut_caches(name: str) -> None:
+    check_beams(Case(name, images=MIXED), CUT)
+
+
+@pytest.mark.parametrize("positions", ["original", "reindex"])
+@pytest.mark.parametrize("name", [name for name in SECOND_TURN if name not in UNCUT])
+@torch.no_grad()
+def test_a_second_question_on_cut_caches(name: str, positions: str) -> None:
+    check_second_turn(Case(name), CUT, positions=positions)
+
+
+@pytest.mark.parametrize("name", [name for name in SECOND_PICTURE if name not in UNCUT])
+@torch.no_grad()
+def test_a_new_picture_beside_cut_caches(name: str) -> None:
+    check_second_turn(Case(name), CUT, images=(1, 1))
+    check_second_turn(Case(name), CUT, images=(1, 1), positions="reindex")
+
+
+@torch.no_grad()
+def test_rows_and_ends_of_cut_caches() -> None:
+    for how in ("reorder", "repeat", "select"):
+        check_cache_rows(Case("llava_next"), CUT, how)
+    check_prompt_lookup(Case("llava"), CUT)
+
+
+@pytest.mark.parametrize("name", UNCUT)
+@torch.no_grad()
+def test_caches_that_cannot_be_cut_are_refused(name: str) -> None:
+    with pytest.raises(StageNotAvailable, match="cannot be cut after the prefill"):
+        check_generate(Case(name), CUT)
+    with pytest.raises(StageNotAvailable, match="StaticLayer of decoder layer"):
+        check_static_cache(Case("llava"), CUT)
+
+
+@torch.no_grad()
+def test_a_cut_cache_is_as_long_as_the_last_layers() -> None:
+    case = Case("llava", images=(2, 1))
+    model, batch = case.model(), case.batch()
+    lengths = {}
+    for settle in (None, 1):
+        method = DropAt((2, 3), (0.6, 0.5), settle=settle)
+        with foveate.attach(model, method, _force=True) as run:
+            out = model(**batch.inputs, use_cache=True)
+        lengths[settle] = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        bytes_of = run.report().kv_bytes, run.report().kv_bytes_full
+        wanted = [x * bytes_of[1] // (4 * lengths[None][0]) for x in lengths[settle]]
+        assert bytes_of[0] == sum(wanted)
+    full, _, second, last = lengths[None]
+    assert full > second > last
+    assert lengths[1] == [full, last, last, last]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "merge"])

@@ -34,6 +34,7 @@ def look(
     text: Sequence[int],
     question: Sequence[int] = (),
     keys: torch.Tensor | None = None,
+    ones: torch.Tensor | None = None,
 ) -> LayerAttention:
     """Attention of a layer whose probabilities are written down.
 
@@ -43,6 +44,7 @@ def look(
             at all tokens alike.
         visual, text, question: the parts of the prompt, which ends with the text.
         keys: (g, s, d) if they matter beside that.
+        ones: (s, d) what the position encoding makes of a vector of ones, if it matters.
     """
     s = max(*visual, *text) + 1
     scale = 0.5  # a method that forgets it squares the proportions
@@ -62,6 +64,7 @@ def look(
         question=torch.tensor(question, dtype=torch.long),
         everyone=torch.arange(s),
         last=s - 1,
+        ones=None if ones is None else lambda: ones,
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+import foveate
 from foveate.compressor import VisualTokens
 from foveate.errors import BudgetError, StageNotAvailable
+from foveate.evaluation.settings import Setting
 from foveate.mapping import Mapping
 from foveate.methods.polymorphic import Merge, Polymorphic, Prune, merged_of
 from tests.methods.given import average, rows, tokens
@@ -244,6 +246,15 @@ def test_merged_tokens_on_top_never_exceed_what_there_is() -> None:
     steps = Prune(schedule=(58, 58, 58), merged_counts=False).steps(60, None, 32)
     assert [step.keep for step in steps] == [60, 60, 60]
     assert all(s.keep == 60 for s in Prune(merged_counts=False).steps(60, 60, 32))
+
+
+@pytest.mark.parametrize(("stages", "aware"), [("both", True), ("merge", False), ("prune", True)])
+def test_the_first_stage_reads_no_prompt(stages: str, aware: bool) -> None:
+    method = Polymorphic(stages=stages)
+    assert method.prompt_aware is aware
+    assert foveate.chain(method, "uniform").prompt_aware is aware
+    # A later turn asks it again only where the question matters.
+    assert Setting("polymorphic", 8, fields=(("stages", stages),)).chooses_again is aware
 
 
 def test_stage_one_by_itself() -> None:

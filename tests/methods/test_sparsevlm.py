@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from foveate.compressor import VisualTokens
+from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.sparsevlm import SparseVLM, split
 from tests.methods.given import average, look, preset_steps, rows, tokens
 
@@ -168,3 +171,116 @@ def test_layers_lie_at_the_same_depth() -> None:
     assert SparseVLM().layers_in(40) == (4, 9, 20)
     assert SparseVLM(at=(2, 4)).layers_in(40) == (2, 4)
     assert len(SparseVLM(at=(2, 4, 6, 8, 10)).steps(576, 192, 32)) == 5
+
+
+# ---------------------------------------------------------------- v2
+
+# Position encodings as angles in a plane, of any length: cosines of 0: system, 1..4: v0 .. v3,
+# 5, 6: raters T1, T2.
+#            v0     v1     v2     v3
+#  T1        1     0.5    0.25   -0.2 -> 0.1
+#  T2       0.5     1     0.964   0.748
+_COSINES = torch.tensor([1.0, 1.0, 0.5, 0.25, -0.2, 1.0, 0.5])
+_LENGTHS = torch.tensor([1.0, 2.0, 3.0, 0.5, 1.0, 4.0, 1.0])
+ONES = torch.stack([_COSINES, (1 - _COSINES**2).sqrt()], 1) * _LENGTHS[:, None]
+_T1 = {5: (0.41, 0.30, 0.12, 0.12, 0.05)}
+
+
+def placed(*heads: dict[int, tuple[float, ...]], text: tuple[int, ...] = (5,)) -> VisualTokens:
+    seen = look(*heads, visual=(1, 2, 3, 4), text=text, ones=ONES)
+    embeddings = torch.zeros(len(text), 4)  # all alike: all rate
+    return tokens(torch.zeros(4, 1), before=seen, start=torch.zeros(4, 4), text=embeddings)
+
+
+def order(given: VisualTokens, **fields: Any) -> list[int]:
+    """Slots from the best on."""
+    found: list[int] = []
+    for keep in range(1, given.n + 1):
+        now = SparseVLM(recycle=False, **fields)(given, keep).anchors.tolist()
+        (new,) = set(now) - set(found)
+        found.append(new)
+    return found
+
+
+def test_attention_is_divided_by_what_position_alone_gives() -> None:
+    # T1: 0.30 / 1, 0.12 / 0.5, 0.12 / 0.25, 0.05 / 0.1 = 0.30, 0.24, 0.48, 0.50. Divided by what is
+    # there, v3 would be last (-0.25).
+    assert order(placed(_T1)) == [0, 1, 2, 3]
+    assert order(placed(_T1), gravity=True) == [3, 2, 0, 1]
+
+
+def test_every_rater_stands_at_a_place_of_its_own() -> None:
+    # T2 adds 0.15 / 0.5 = 0.30 to v0, which is first then: 0.60. By T1's place it would add 0.15.
+    both = _T1 | {6: (0.85, 0.15, 0.0, 0.0, 0.0)}
+    assert order(placed(both, text=(5, 6)), gravity=True) == [0, 3, 2, 1]
+
+
+def test_attention_without_places_is_refused_where_they_matter() -> None:
+    assert order(four()) == [2, 0, 1, 3]
+    with pytest.raises(StageNotAvailable, match="without its position encoding"):
+        order(four(), gravity=True)
+
+
+#         v0    v1    v2    v3    sum    sum of what is divided by 1, 0.5, 0.25, 0.1
+#  A     0.30  0.30  0.05  0.00  0.65   0.30 + 0.60 + 0.20        = 1.10
+#  B     0.00  0.10  0.45  0.00  0.55   0.20 + 1.80               = 2.00
+#  C     0.50  0.00  0.00  0.00  0.50   0.50
+#  D     0.40  0.00  0.00  0.01  0.41   0.40 + 0.10               = 0.50
+HEADS = (
+    {5: (0.35, 0.30, 0.30, 0.05, 0.00)},
+    {5: (0.45, 0.00, 0.10, 0.45, 0.00)},
+    {5: (0.50, 0.50, 0.00, 0.00, 0.00)},
+    {5: (0.59, 0.40, 0.00, 0.00, 0.01)},
+)
+
+
+def test_heads_that_look_at_the_picture_most_are_averaged() -> None:
+    assert order(placed(*HEADS)) == [0, 2, 1, 3]  # 1.2, 0.4, 0.5, 0.01 together
+    assert order(placed(*HEADS), heads=0.5) == [2, 1, 0, 3]  # A and B: 0.3, 0.4, 0.5
+    assert order(placed(*HEADS), heads=0.25) == [0, 1, 2, 3]  # A; the lower of two alike
+    assert order(placed(*HEADS), heads=0.01) == [0, 1, 2, 3]  # one at least
+
+
+def test_heads_are_chosen_by_what_was_corrected() -> None:
+    assert order(placed(*HEADS), heads=0.25, gravity=True)[:2] == [2, 1]  # B
+
+
+def test_raters_are_corrected_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = placed(_T1 | {6: (0.85, 0.15, 0.0, 0.0, 0.0)}, text=(5, 6))
+    whole = order(both, gravity=True, heads=0.5)
+    monkeypatch.setattr("foveate.attention.BLOCK", 1)  # one rater at a time
+    assert order(both, gravity=True, heads=0.5) == whole == [0, 3, 2, 1]
+
+
+def test_the_floor_is_out_of_reach_of_the_published_settings() -> None:
+    """LLaVA-1.5: 128 dimensions, base 10000, a prompt of at most 650 tokens."""
+    frequency = 10000.0 ** (-torch.arange(64, dtype=torch.float64) / 64)
+    weight = torch.cos(torch.arange(2000)[:, None] * frequency).mean(1)
+    assert weight[:651].min() > 0.1
+    assert weight[0] * 128**0.5 == pytest.approx(11.3, abs=0.02)
+    assert weight.min() < 0
+
+
+V2 = {
+    "authors-v2-192": ((300, 200, 118), 206.75),
+    "authors-v2-128": ((238, 108, 60), 144.1),
+    "authors-v2-96": ((246, 54, 28), 113.9),
+    "authors-v2-64": ((66, 34, 20), 81.8),
+}
+
+
+@pytest.mark.parametrize("name", V2)
+def test_v2_presets_are_the_released_tables(name: str) -> None:
+    counts, ran = V2[name]
+    preset = SparseVLM.presets[name]
+    assert preset_steps(SparseVLM, name) == list(zip((3, 7, 16), counts, strict=True))
+    method = SparseVLM(**preset.fields)
+    assert average(method.steps(576, None, 32), 576, 32) == pytest.approx(ran, abs=0.05)
+    assert (method.recycle, method.gravity, round(method.heads * 32)) == (False, True, 14)
+    assert preset.positions == "original"
+
+
+@pytest.mark.parametrize("heads", [0.0, -1.0, 1.5])
+def test_a_share_of_heads_is_a_share(heads: float) -> None:
+    with pytest.raises(BudgetError, match="share of the heads"):
+        SparseVLM(heads=heads)

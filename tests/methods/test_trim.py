@@ -17,7 +17,8 @@ import foveate
 from foveate.errors import InputError, StageNotAvailable
 from foveate.methods.trim import Trim
 from tests.families.checkpoints import EOS, PROCESSORS, tokenizer
-from tests.families.models import BOS, FAMILIES, VOCABULARY
+from tests.families.family import BOS, VOCABULARY
+from tests.families.models import FAMILIES
 from tests.methods.given import tokens
 
 

@@ -35,29 +35,38 @@ def test_presets(name: str, layer: int, ran: float) -> None:
     [
         (270, 15),
         (288, 16),
-        (279, 16),  # 15.5 layers: rounded half up
-        (278, 15),
+        (287, 15),  # 16 layers are 288 tokens, one more than may be
+        (279, 15),  # nearer to 16 layers, which are too much
+        (271, 15),
         (18, 1),
-        (9, 1),  # half a layer
+        (35, 1),
         (558, 31),
-        (566, 31),
+        (575, 31),
     ],
 )
-def test_the_layer_nearest_an_average(keep: int, layer: int) -> None:
+def test_the_last_layer_that_an_average_allows(keep: int, layer: int) -> None:
+    """A layer is 18 tokens of 576 on average in 32."""
     assert VTW().steps(576, keep, 32) == (Step(layer, 0),)
 
 
-@pytest.mark.parametrize("keep", [567, 576])
-def test_all_layers_means_no_withdrawal(keep: int) -> None:
-    assert VTW().steps(576, keep, 32) == ()
+@pytest.mark.parametrize(("keep", "layer"), [(102, 2), (101, 1), (51, 1), (154, 3), (153, 2)])
+def test_a_count_is_whole_and_stands_for_half_a_token_more(keep: int, layer: int) -> None:
+    # A layer of 5 is 51.2 of 256: 0.2 * 256 is asked for as 51, and 153.6 as 154.
+    assert VTW().steps(256, keep, 5) == (Step(layer, 0),)
 
 
-def test_an_average_below_half_a_layer_is_refused() -> None:
+def test_all_layers_means_no_withdrawal() -> None:
+    assert VTW().steps(576, 576, 32) == ()
+    assert VTW(layer=32).steps(576, None, 32) == ()
+    assert VTW(layer=32).layers_in(32) == ()
+
+
+def test_an_average_below_one_layer_is_refused() -> None:
     with pytest.raises(BudgetError) as caught:
-        VTW().steps(576, 8, 32)
+        VTW().steps(576, 17, 32)
     assert str(caught.value).splitlines() == [
-        "keep=8 cannot be reached: the first of 32 layers runs on all 576 tokens, 18 on average.",
-        "The lowest keep that rounds up to it is 9.",
+        "keep=17 cannot be reached: layer 0 of 32 already runs on all 576 tokens.",
+        "The lowest average with a withdrawal at layer 1 is 18; use that.",
     ]
 
 

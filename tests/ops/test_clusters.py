@@ -176,3 +176,37 @@ def test_raters(visual: list[list[float]], text: list[list[float]], scale: float
         return
     for found, wanted, either in zip(chosen.tolist(), expected, doubtful, strict=True):
         assert either or found == wanted
+
+
+# ---------------------------------------------------------------- alike windows
+
+# 2 x 5 tokens, windows of 2 x 2: A of four alike ones, B of two and two at right angles (2 of its 6
+# pairs are alike: 1/3), and a column that fills no window. Lengths do not matter.
+#   A A B B .      slots 0 1 2 3 4
+#   A A B B .            5 6 7 8 9
+A, B1, B2 = [3.0, 4.0], [1.0, 0.0], [0.0, 2.0]
+RASTER = torch.tensor([A, [6.0, 8.0], B1, B2, A, A, A, [0.0, 1.0], [5.0, 0.0], A])
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "owner"),
+    [
+        (0.3, 2, [0, 0, 1, 1, 2, 0, 0, 1, 1, 3]),
+        (0.34, 2, [0, 0, 1, 2, 3, 0, 0, 4, 5, 6]),  # B is not alike enough
+        (0.3, 1, [0, 0, 1, 2, 3, 0, 0, 4, 5, 6]),  # the more alike one
+        (0.3, 0, list(range(10))),
+        (1.1, 2, list(range(10))),
+    ],
+)
+def test_alike_windows_by_hand(least: float, most: int, owner: list[int]) -> None:
+    assert ops.alike_windows(RASTER, 2, 5, 2, least, most).tolist() == owner
+
+
+def test_windows_larger_than_the_raster_or_of_one_token_merge_nothing() -> None:
+    for side in (1, 3):
+        assert ops.alike_windows(RASTER, 2, 5, side, -1.0, 9).tolist() == list(range(10))
+
+
+def test_of_equally_alike_windows_the_first_merge() -> None:
+    owner = ops.alike_windows(torch.ones(8, 3), 2, 4, 2, 0.8, 1)
+    assert owner.tolist() == [0, 0, 1, 2, 0, 0, 3, 4]

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from foveate.errors import InputError
+from foveate.reference.architecture import build_model
 from foveate.reference.clips import clip
-from foveate.reference.forms import CLIPS, TILED, Form, Tiled
+from foveate.reference.data import pixel_values
+from foveate.reference.forms import CLIPS, OVERVIEWS, TILED, Form, Tiled
 from foveate.reference.language_stage import packed_loss
-from foveate.reference.onevision import load_tiles_processor
+from foveate.reference.onevision import VIEW_GRID, load_tiles_processor
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.questions import Question
 from foveate.reference.tiled import tiled_dialogue, tiled_scene
@@ -26,6 +29,7 @@ from foveate.reference.tiles_measure import (
 )
 from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, places_of, train_tiles
 from foveate.reference.views import scene_views
+from tests.families.models import FAMILIES
 
 TINY = TilesRecipe(
     scenes=6,
@@ -37,10 +41,6 @@ TINY = TilesRecipe(
     language_tokens=1_000,
     dialogues=2,
     low_share=0.5,
-    vision_width=64,
-    vision_layers=2,
-    width=64,
-    layers=2,
 )
 
 
@@ -49,12 +49,33 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(state["model"])
 
 
+def recipe_of(folder: Path) -> TilesRecipe:
+    """The recipe as the run noted it, with what it began with."""
+    known = json.loads(torch.load(folder / "checkpoint.pt", weights_only=True)["recipe"])
+    return TilesRecipe(**known | {"captions": tuple(known["captions"])})
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `reference` that learned nothing."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(1)
+    build_model(64, 2, 64, 2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, start: Path) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    train_tiles(folder, 3, TINY)
+    train_tiles(folder, 3, TINY, start=start)
     return folder
+
+
+@pytest.fixture
+def trainer(whole: Path) -> TilesTrainer:
+    """That run, loaded again; what it began with is not asked for any more."""
+    return TilesTrainer(whole, 3, recipe_of(whole), build_model(64, 2, 64, 2))
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +89,65 @@ def loaded(whole: Path) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 2)])
 def test_resumed_equals_uninterrupted(
-    tmp_path: Path, whole: Path, stop_at: tuple[int, int]
+    tmp_path: Path, whole: Path, start: Path, stop_at: tuple[int, int]
 ) -> None:
-    train_tiles(tmp_path, 3, TINY, stop_at)
+    train_tiles(tmp_path, 3, TINY, stop_at, start=start)
     half = weights(tmp_path)
-    train_tiles(tmp_path, 3, TINY)
+    train_tiles(tmp_path, 3, TINY, start=start)
     first, second = weights(whole), weights(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     # Control: it was really stopped half-way.
     assert any(not torch.equal(first[name], half[name]) for name in first)
 
 
-def test_another_recipe_is_refused(whole: Path) -> None:
+def test_another_recipe_or_start_is_refused(whole: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="another seed or recipe"):
-        train_tiles(whole, 3, replace(TINY, clip_share=0.5))
+        train_tiles(whole, 3, replace(TINY, clip_share=0.5), start=start)
+    build_model(64, 2, 64, 2).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="another seed or recipe"):
+        train_tiles(whole, 3, TINY, start=tmp_path)
 
 
-def test_everything_learns_that_should(whole: Path) -> None:
+def test_what_is_no_reference_is_no_start(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no model"):
+        train_tiles(tmp_path / "run", 3, TINY, start=tmp_path)
+    FAMILIES["llava"].build().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no reference model") as error:
+        train_tiles(tmp_path / "run", 3, TINY, start=tmp_path)
+    assert len(str(error.value).splitlines()) <= 4
+    assert not (tmp_path / "run").exists()
+
+
+@torch.no_grad()
+def test_it_begins_with_what_the_reference_says(start: Path, tmp_path: Path) -> None:
+    """An overview is a picture of 64 pixels to both models, and means the same before training."""
+    source = LlavaForConditionalGeneration.from_pretrained(start)
+    train_tiles(tmp_path, 3, replace(TINY, vision_steps=0), (2, 0), start=start)
+    trainer = TilesTrainer(tmp_path, 3, recipe_of(tmp_path), source)
+    packed = pack([[[Question("x", "is there a red thing ?", "yes")]]], text_encoder())
+    drawn = OVERVIEWS[0].draw(4, "train")
+    raw = source.model.vision_tower(
+        pixel_values(drawn.views.pixels, VIEW_GRID),
+        output_hidden_states=True,
+        interpolate_pos_encoding=True,
+    ).hidden_states[-2][:, 1:]
+    projected = source.model.multi_modal_projector(raw)
+    newline = trainer.model.model.image_newline
+    said = packed_loss(source, OVERVIEWS[0].visual(projected[:, None], newline), packed)[1]
+    found = packed_loss(trainer.model, trainer.visual(OVERVIEWS[0], [drawn]), packed)[1]
+    known = len(source.get_input_embeddings().weight)
+    assert found.shape[-1] > known
+    assert torch.allclose(found[..., :known], said, atol=1e-4)
+    # Control: another start says something else.
+    torch.manual_seed(2)
+    other = packed_loss(
+        build_model(64, 2, 64, 2), OVERVIEWS[0].visual(projected[:, None], newline), packed
+    )[1]
+    assert not torch.allclose(other, said, atol=1e-2)
+
+
+def test_everything_learns_that_should(trainer: TilesTrainer) -> None:
     """The newline with the decoder; the tower in its own stage only."""
-    trainer = TilesTrainer(whole, 3, TINY)
     learning = {id(parameter) for parameter in trainer.optimiser.parameters}
     base = trainer.model.model
     assert id(base.image_newline) in learning
@@ -118,10 +179,9 @@ def test_places_tell_where_and_when() -> None:
             assert 0 <= (end + 1) / 2 - actor.leaves + 1 / 16 <= 1 / 8
 
 
-def test_exported_model_is_the_trained_one(whole: Path, loaded: tuple[Any, Any]) -> None:
+def test_exported_model_is_the_trained_one(trainer: TilesTrainer, loaded: tuple[Any, Any]) -> None:
     """The whitening is folded in, and half precision changes little."""
     model, processor = loaded
-    trainer = TilesTrainer(whole, 3, TINY)
     packed = pack([[[Question("x", "is there a red thing ?", "yes")]]], text_encoder())
 
     def answer(raw: torch.Tensor, of: Any, form: Form) -> torch.Tensor:
@@ -138,8 +198,10 @@ def test_exported_model_is_the_trained_one(whole: Path, loaded: tuple[Any, Any])
         # Control: without the whitening it is another model.
         assert (trained - unwhitened).abs().max() > 3 * (trained - exported).abs().max()
     assert processor.image_processor.image_grid_pinpoints[-1] == [192, 192]
-    record = json.loads((whole / "model" / "training.json").read_text())
-    assert record["training"]["recipe"]["clip_share"] == TINY.clip_share
+    record = json.loads((trainer.folder / "model" / "training.json").read_text())
+    noted = record["training"]["recipe"]
+    assert (noted["clip_share"], noted["width"]) == (TINY.clip_share, 64)
+    assert noted["started_from"]
 
 
 def test_measures_every_table(loaded: tuple[Any, Any]) -> None:

@@ -331,6 +331,9 @@ def test_no_picture_is_in_both_parts() -> None:
     assert not {id(d.pictures[0]) for d in train} & {id(d.pictures[0]) for d in held}
     assert data.split(dialogues, 0.2, seed=3) == (train, held)
     assert data.split(dialogues, 0.0) == (dialogues, [])
+    assert all(data.split(dialogues[:4], 0.9))  # one picture of two stays to learn from
+    first = {data.split(dialogues, 0.1, seed)[1][0].name for seed in range(6)}
+    assert len(first) > 1
     with pytest.raises(InputError, match="same pictures"):
         data.split(dialogues[:2], 0.5)
 

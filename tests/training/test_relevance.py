@@ -172,6 +172,6 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no pair of a video"):
+    with pytest.raises(InputError, match="no pair of the kind 'video'"):
         train(Relevance(), FAMILIES["llava"].build(), easy(2), tmp_path)
     assert not list(tmp_path.iterdir())
