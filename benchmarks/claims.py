@@ -4,11 +4,14 @@ r"""A paper's claims, asked again on the reference models: runs what a page need
     python -m benchmarks.claims polymorphic --all-seeds RUNS        # every training seed in RUNS
     python -m benchmarks.claims polymorphic --from-store            # the page alone, nothing runs
 
-The claims are data, `docs/claims/NAME.toml`; the page beside it is made of stored answers. They are
-stored as they come: interrupted, the same command goes on. Prefill times are taken apart, on a
-quiet machine, and the page reads them from `--timing`:
+The claims are data, `docs/claims/NAME.toml`; the page beside it is made of stored answers. What
+claims are about that has to be trained for each model is data there, too, and trained before it is
+asked. Everything is stored as it comes: interrupted, the same command goes on. With `--only` a
+process runs some of the models and leaves the page to the last one. Prefill times are taken apart,
+on a quiet machine, and the page reads them from `--timing`:
 
-    python -m benchmarks.overhead --shape deep -m visionzip -m sparsevlm -m fastv -m polymorphic \
+    python -m benchmarks.overhead --shape deep --words 16 -m visionzip -m sparsevlm -m fastv \
+        -m polymorphic -m metacompress -m uniform -m random -m prumerge \
         --out benchmarks/results/cpu-deep.json
 """
 
@@ -27,15 +30,17 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
-from benchmarks import cls_attention
+from benchmarks import cls_attention, mappings, optima, variants
+from benchmarks.kinds import FAMILIES, KINDS, OPTIMUM, SCENES, TILES
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named, seeds_in
-from foveate.errors import FoveateError, InputError
+from foveate.errors import FoveateError, InputError, UnknownName
 from foveate.evaluation import claims, data, fingerprints, stats
 from foveate.evaluation.answering import FULL
-from foveate.evaluation.asking import Group
+from foveate.evaluation.asking import Asking, Group
 from foveate.evaluation.claims import (
     ATTENTION,
+    KEPT,
     Answered,
     Claim,
     Evidence,
@@ -46,16 +51,19 @@ from foveate.evaluation.claims import (
 )
 from foveate.evaluation.compare import ANSWERS, answers
 from foveate.evaluation.data import Dialogue
+from foveate.evaluation.optimum import Optimum
 from foveate.evaluation.reach import in_last_layer
+from foveate.evaluation.settings import Setting
 from foveate.evaluation.store import Store
 from foveate.evaluation.timing import Ratio
+from foveate.evaluation.variants import Bounds, Trained
+from foveate.training.learning import FOLDER
 
 CLAIMS = Path(__file__).parents[1] / "docs" / "claims"
-SCENES, TILES = "scenes", "tiles"
-DIALOGUES = {SCENES: data.from_reference, TILES: data.from_tiles}
-_NAMES = {SCENES: "scenes of one size", TILES: "large scenes in tiles"}
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
+_MAPPINGS, _DRAWN = "mappings.png", 2
 _DPI = 110
+_ALIKE = 0.05
 _DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
 
 
@@ -79,11 +87,11 @@ class Asked:
 
 def ask(
     page: Page,
-    kind: str,
+    family: str,
     name: str,
     source: Source,
-    dialogues: Sequence[Dialogue],
-    folder: Path,
+    count: int,
+    store: Path,
     batch: int,
     progress: Progress | None,
 ) -> None:
@@ -91,22 +99,67 @@ def ask(
 
     Args:
         page: the claims.
-        kind: of the dialogues, a key of `DIALOGUES`.
+        family: of the model, one of `FAMILIES`.
         name, source: the model.
-        dialogues: what it is asked.
-        folder: of its answers.
+        count: dialogues of each kind that it is asked.
+        store: folder of the page's runs.
         batch: dialogues answered at a time.
         progress: where to show how far it is.
     """
     model, processor = source.load()
-    groups = [Group(settings) for settings in claims.groups_of(page.sides(kind))]
-    asking = answers(
-        model, processor, dialogues, groups, folder, batch_size=batch, progress=progress
+    kinds = [kind for kind in kinds_of(page) if KINDS[kind].family == family]
+    settings = {kind: claims.groups_of(page.sides(kind)) for kind in kinds}
+    drawn = page.mappings.sides if page.mappings is not None and family == SCENES else ()
+    every = [each for groups in settings.values() for group in groups for each in group]
+    every += [each for side in drawn for each in side.settings]
+    trainings = store / "trained" / family / name
+    trained = variants.prepare(
+        [each for each in every if isinstance(each, Trained)],
+        model,
+        processor,
+        family,
+        trainings,
+        store / "cache",
+        progress,
     )
+
+    def found(setting: Setting, folder: Path) -> Setting:
+        """With what has been made for it."""
+        if isinstance(setting, Trained):
+            return setting.at(variants.place(trainings, setting) / FOLDER)
+        return setting.at(folder) if isinstance(setting, Optimum) else setting
+
+    for kind in kinds:
+        dialogues, folder = KINDS[kind].dialogues(count), store / kind / name
+        groups = [Group([found(each, folder) for each in group]) for group in settings[kind]]
+        _same_weights(folder, trained)
+        for setting in dict.fromkeys(each for group in groups for each in group.settings):
+            if isinstance(setting, Optimum):
+                optima.find(setting, model, processor, dialogues, store / "cache", progress)
+        asking = answers(
+            model, processor, dialogues, groups, folder, batch_size=batch, progress=progress
+        )
+        _note(asking, source, model, trained, folder)
+        if kind == SCENES and any(part.data == ATTENTION for part in page.parts):
+            _look(asking, model, processor, folder)
+        if kind == SCENES and drawn:
+            shown = [found(side.settings[0], folder) for side in drawn]
+            _draw_mappings(shown, model, processor, dialogues[:_DRAWN], folder)
+        if progress is not None:
+            progress.console.print(f"{name}: all answers are in {folder}", highlight=False)
+
+
+def kinds_of(page: Page) -> list[str]:
+    """The kinds of dialogues that a page's models are asked: their own, and those of its claims."""
+    return [kind for kind in KINDS if kind in FAMILIES or page.sides(kind)]
+
+
+def _note(asking: Asking, source: Source, model: Any, trained: Any, folder: Path) -> None:
+    """What a page says of a run beside its answers."""
     left_out = {
         setting.key: f"{setting.label} at {_share(setting.keep)}: "
         + (group.skipped.short or group.skipped.reason.splitlines()[0])
-        for group in groups
+        for group in asking.groups
         if group.skipped is not None
         for setting in group.settings
     }
@@ -122,18 +175,48 @@ def ask(
         "layers": model.config.get_text_config().num_hidden_layers,
         "tokens": sorted(sizes),
         "left_out": left_out,
+        "trained": trained,
     }
     _write(folder / "run.json", record)
-    if kind == SCENES and any(part.data == ATTENTION for part in page.parts):
-        known = folder / "attention.json"
-        wanted = {"model": asking.store.facts["model"], "scenes": len(dialogues)}
-        if not known.exists() or json.loads(known.read_text())["of"] != wanted:
-            found = cls_attention.measure(model, processor, len(dialogues))
-            for file, draw in _MAPS.items():
-                draw(model, processor).savefig(folder / file, dpi=_DPI)
-            _write(known, {"of": wanted, **found})
-    if progress is not None:
-        progress.console.print(f"{name}: all answers are in {folder}", highlight=False)
+
+
+def _same_weights(folder: Path, trained: Table[str, dict[str, Any]]) -> None:
+    """Raise an InputError if stored answers were given with other parameters of a training."""
+    noted = folder / "run.json"
+    there = json.loads(noted.read_text()).get("trained", {}) if noted.is_file() else {}
+    for identity, each in trained.items():
+        if identity in there and there[identity]["weights"] != each["weights"]:
+            raise InputError(
+                f"{folder} holds answers of another training of {each['name']}.\n"
+                "Remove that folder and ask again, or bring the training back."
+            )
+
+
+def _look(asking: Asking, model: Any, processor: Any, folder: Path) -> None:
+    """Where CLS looks, measured and drawn."""
+    known, count = folder / "attention.json", len(asking.data)
+    wanted = {"model": asking.store.facts["model"], "scenes": count}
+    if not known.exists() or json.loads(known.read_text())["of"] != wanted:
+        found = cls_attention.measure(model, processor, count)
+        for file, draw in _MAPS.items():
+            draw(model, processor).savefig(folder / file, dpi=_DPI)
+        _write(known, {"of": wanted, **found})
+
+
+def _draw_mappings(
+    settings: Sequence[Setting],
+    model: Any,
+    processor: Any,
+    dialogues: Sequence[Dialogue],
+    folder: Path,
+) -> None:
+    """P of some dialogues' pictures as a picture."""
+    noted = folder / "mappings.json"
+    wanted = [[each.key for each in settings], [each.name for each in dialogues]]
+    if not noted.exists() or json.loads(noted.read_text()) != wanted:
+        figure = mappings.draw(settings, model, processor, dialogues)
+        figure.savefig(folder / _MAPPINGS, dpi=_DPI)
+        _write(noted, wanted)
 
 
 def _share(keep: int | float | None) -> str:
@@ -141,7 +224,7 @@ def _share(keep: int | float | None) -> str:
     return f"{100 * keep:.1f} %" if isinstance(keep, float) else str(keep or "its own budget")
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
+def _write(path: Path, record: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -233,9 +316,7 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
         right = found.right(side)
         if not side.settings or isinstance(right, str):
             continue
-        value, records = right[:, counted], []
-        for store in found.stores:
-            records += [store[key, each.name] for key in side.keys for each in found.data]
+        value, records = right[:, counted], found.records(side)
         whole = sum(each["n"] for each in records)
         entering, mean = (sum(r[name] for r in records) / whole for name in ("entering", "average"))
         cells = [
@@ -261,6 +342,38 @@ def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interv
     some = asked > 0
     gains = np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some]
     return stats.between_models(gains, asked[some].astype(float), made_up=claims.MADE_UP)[0]
+
+
+def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
+    """What every variant is, and how far it came from what the full models say."""
+    lines = [
+        "| name | what it is | method | trainings of a model | dialogues | recipe | measured |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    noted = [
+        each.facts.get("trained", {}) for family in FAMILIES for each in models.get(family, ())
+    ]
+    for name, each in page.variants.items():
+        sums: dict[str, list[float]] = {}
+        for there in noted:
+            for identity in map(each.identity, range(each.seeds)):
+                for key, value in there.get(identity, {}).get("measured", {}).items():
+                    sums.setdefault(key.removeprefix("eval_").replace("_", " "), []).append(value)
+        cells = [
+            f"`{name}`",
+            each.says,
+            f"`{each.method}`",
+            str(each.seeds),
+            f"{each.dialogues} {each.data}".strip(),
+            ", ".join(f"{key} {value}" for key, value in (*each.start, *each.recipe)),
+            ", ".join(
+                f"{key} {sum(values) / len(values):.3f}"
+                for key, values in sums.items()
+                if "loss" not in key  # sums of the others
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def curves(found: Answered, page: Page) -> Any:
@@ -319,52 +432,108 @@ def curves(found: Answered, page: Page) -> Any:
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=2 * columns + 1,
+        frameon=False,
+    )
     return figure
 
 
 def prefill(said: Prefill, path: Path) -> str:
-    """Times of a prefill from a stored run of `benchmarks/overhead.py`, and what they say."""
+    """Times from a stored run of `benchmarks/overhead.py`, and what they say."""
     methods = " ".join(f"-m {name}" for name in said.paper)
     kept = f"benchmarks/results/{path.name}"
     lines = [f"\n## {said.title}\n", said.text.strip() + "\n"]
     if not path.is_file():
-        command = f"python -m benchmarks.overhead --shape deep {methods} --out {kept}"
+        spoken = "--words 16 " if said.answers else ""
+        command = f"python -m benchmarks.overhead --shape deep {spoken}{methods} --out {kept}"
         return "\n".join([*lines, f"Not measured yet: `{command}`."])
     record = json.loads(path.read_text())
-    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == "prefill"}
-    rows["full"] = {"low": 1.0, "high": 1.0}
+    times = {kind: _times(record, kind) for kind in ("prefill", "answer")}
     lines += [
         f"From `{kept}`: "
         + ", ".join(f"{key} {value}" for key, value in record["setting"].items())
         + ".",
-        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper |",
-        "| --- | --- | --- | --- | --- |",
+        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper | "
+        "to the end of an answer / full | peak memory / full | FLOPs / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, printed in said.paper.items():
-        if row := rows.get(name):
-            ratio = Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
-            times = f"{1 / ratio.median:.2f}"
-            lines.append(f"| {name} | {row['keep']} | {ratio} | {times} | {printed} |")
+        if row := times["prefill"].get(name):
+            ratio, later = _ratio(row), times["answer"].get(name)
+            shares = [
+                f"{row[what] / row[f'stock_{what}']:.3f}" if what in row else ""
+                for what in ("peak", "flops")
+            ]
+            cells = [f"{1 / ratio.median:.2f}", printed, str(_ratio(later)) if later else ""]
+            lines.append(f"| {name} | {row['keep']} | {ratio} | {' | '.join([*cells, *shares])} |")
     lines += ["\n| it says | verdict |", "| --- | --- |"]
-    for better, worse in said.faster:
-        word = _faster(rows, better, worse)
-        lines.append(f"| {better} is faster than {worse} | **{word}** |")
+    for kind, pairs, what in (
+        ("prefill", said.faster, "is faster than"),
+        ("answer", said.answers, "is at the end of an answer before"),
+    ):
+        for better, worse in pairs:
+            word = _faster(times[kind], better, worse)
+            lines.append(f"| {better} {what} {worse} | **{word}** |")
+    for one, other in said.alike:
+        word = _alike(times["prefill"], one, other)
+        lines.append(f"| {one} is as fast as {other} | **{word}** |")
     lines.append(
-        "\nA verdict on times holds where the quartiles of the ratios lie apart; these are not "
-        "among the claims that are counted and corrected above."
+        "\nA verdict on times holds where the quartiles of the ratios lie apart"
+        + (
+            f", one of being alike where they lie within {_ALIKE} of the full model's time"
+            if said.alike
+            else ""
+        )
+        + "; these are not among the claims that are counted and corrected above."
     )
     return "\n".join(lines)
 
 
+def _times(record: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The rows of a kind by method; the full model beside itself among them, if there are any."""
+    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == kind}
+    return rows and {**rows, "full": {"low": 1.0, "high": 1.0}}
+
+
+def _ratio(row: dict[str, Any]) -> Ratio:
+    return Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
+
+
+def _pair(
+    rows: Table[str, dict[str, Any]], *names: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Two methods' times; None unless both were measured at the same budget."""
+    first, second = (rows.get(each) for each in names)
+    if first is None or second is None:
+        return None
+    alike = len({row["keep"] for row in (first, second) if "keep" in row}) <= 1
+    return (first, second) if alike else None
+
+
 def _faster(rows: Table[str, dict[str, Any]], better: str, worse: str) -> str:
-    sides = [rows.get(each) for each in (better, worse)]
-    first, second = sides
-    if first is None or second is None or len({row["keep"] for row in sides if "keep" in row}) > 1:
+    pair = _pair(rows, better, worse)
+    if pair is None:
         return claims.OUT_OF_REACH
+    first, second = pair
     if first["high"] < second["low"]:
         return claims.HOLDS
     return claims.REVERSED if first["low"] > second["high"] else claims.OPEN
+
+
+def _alike(rows: Table[str, dict[str, Any]], one: str, other: str) -> str:
+    pair = _pair(rows, one, other)
+    if pair is None:
+        return claims.OUT_OF_REACH
+    gaps = [a["high"] - b["low"] for a, b in (pair, pair[::-1])]
+    if max(gaps) < _ALIKE:
+        return claims.HOLDS
+    # The nearest ends of the two spans.
+    return claims.REVERSED if -min(gaps) > _ALIKE else claims.OPEN
 
 
 def write(
@@ -380,27 +549,40 @@ def write(
         out: folder of the page.
         resamples: of the bootstrap.
     """
-    page, name = claims.read(source), source.stem
-    models = {kind: stored(store, kind, asked[kind]) for kind in DIALOGUES}
+    page, name = claims.read(source, Bounds(**asked.get("bounds", {}))), source.stem
+    kinds = kinds_of(page)
+    models = {kind: stored(store, kind, asked[KINDS[kind].family]) for kind in kinds}
     dialogues = {
-        kind: DIALOGUES[kind](asked["dialogues"]) if models[kind] else [] for kind in DIALOGUES
+        kind: KINDS[kind].dialogues(asked["dialogues"]) if models[kind] else [] for kind in kinds
     }
     found = {
         kind: answered(each, dialogues[kind]) if each else None for kind, each in models.items()
     }
     for kind, each in found.items():
-        if each is not None and not each.counted().any():
+        if kind in FAMILIES and each is not None and not each.counted().any():
             raise InputError(
-                f"Without the picture the models answer {_NAMES[kind]} as well as with it.\n"
+                f"Without the picture the models answer {KINDS[kind].title} as well as with it.\n"
                 "Such models carry no claim; train them longer."
             )
     attention = looked(models[SCENES])
+    kept = optima.stored(
+        [
+            setting.at(each.folder)
+            for each in models.get(OPTIMUM, ())
+            for side in page.sides(OPTIMUM)
+            for setting in side.settings
+            if isinstance(setting, Optimum)
+        ]
+    )
 
     def evidence(part: claims.Part, claim: Claim) -> Evidence | str:
         if part.data == ATTENTION:
             return attention_evidence(claim, attention)
+        if part.data == KEPT:
+            return optima.evidence(claim, kept)
         there = found[part.data]
-        return there.evidence(claim) if there is not None else f"no model for {_NAMES[part.data]}"
+        title = KINDS[part.data].title
+        return there.evidence(claim) if there is not None else f"no model for {title}"
 
     every = [(part, claim) for part in page.parts for claim in part.claims]
     verdicts = claims.judge(
@@ -428,10 +610,15 @@ def write(
             lines += ["\nWhere it does not hold:\n", why]
     if page.prefill is not None:
         lines.append(prefill(page.prefill, timing))
+    if page.mappings is not None:
+        lines += [f"\n## {page.mappings.title}\n", page.mappings.text.strip() + "\n"]
+        lines += pictures[_MAPPINGS]
+    if page.variants:
+        lines += ["\n## What was trained\n", trainings(page, models)]
     for kind, there in found.items():
         if there is not None:
-            sides = page.sides(kind)
-            lines += [f"\n## All settings, {_NAMES[kind]}\n", scores(there, models[kind], sides)]
+            sides, title = page.sides(kind), KINDS[kind].title
+            lines += [f"\n## All settings, {title}\n", scores(there, models[kind], sides)]
             lines += [f"\n{each}" for each in pictures.get(kind, ())]
     if page.left_out:
         lines += ["\n## What is not put\n", "| of the paper | why |", "| --- | --- |"]
@@ -455,7 +642,7 @@ def _made(
     for kind, each in models.items():
         there = found[kind]
         if there is None:
-            lines.append(f"- {_NAMES[kind]}: no model; its claims are out of reach.")
+            lines.append(f"- {KINDS[kind].title}: no model; its claims are out of reach.")
             continue
         names = ", ".join(
             f"{one.name} ({one.facts['type']}, {one.facts['parameters'] / 1e6:.1f} M parameters, "
@@ -464,7 +651,7 @@ def _made(
         )
         dropped = sorted(frozenset(there.kind.tolist()) - there.learned)
         lines.append(
-            f"- {_NAMES[kind]}: {len(each)} model{'s' * (len(each) > 1)}: {names}; "
+            f"- {KINDS[kind].title}: {len(each)} model{'s' * (len(each) > 1)}: {names}; "
             f"{len(there.data)} dialogues of the test split, {len(there.kind)} questions, "
             f"{int(there.counted().sum())} of them counted"
             + (f" (the full model did not learn {', '.join(dropped)})." if dropped else ".")
@@ -480,6 +667,11 @@ def _made(
         stale = "" if facts["foveate"] == fingerprints.code() else " (not the present one)"
         lines.append(
             f"- Code: foveate {facts['foveate']}{stale}, transformers {facts['transformers']}."
+        )
+    if page.variants:
+        lines.append(
+            "- Several trainings of a compressor on one model are averaged, as draws are: how much "
+            "they differ is in the intervals as far as it makes models differ."
         )
     largest = max(map(len, models.values()))
     lines.append(
@@ -526,7 +718,7 @@ def _draw(
 ) -> dict[str, list[str]]:
     """The pictures, saved beside the page; what shows them there."""
     out.mkdir(parents=True, exist_ok=True)
-    shown: dict[str, list[str]] = {SCENES: [], ATTENTION: []}
+    shown: dict[str, list[str]] = {SCENES: [], ATTENTION: [], _MAPPINGS: []}
 
     def kept(kind: str, what: str, caption: str) -> Path:
         shown[kind].append(f"![{caption}]({name}-{what}.png)\n")
@@ -537,6 +729,10 @@ def _draw(
             kept(SCENES, "budgets", "Accuracy over budgets; bars: 95 % of the difference to full"),
             dpi=_DPI,
         )
+    if page.mappings is not None and models:
+        caption = "Scenes and their P: a row for each kept token, a column for each of the scene's"
+        target = kept(_MAPPINGS, "mappings", caption)
+        shutil.copyfile(models[0].folder / _MAPPINGS, target)
     if attention:
         first = models[0].folder
         captions = {
@@ -584,6 +780,19 @@ def main(
     from_store: Annotated[
         bool, typer.Option("--from-store", help="Write the page of the last run; nothing runs.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this one of the models, no page; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Of each training; at most as many as the page says.", min=1)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of each training, at most; to try a page out.", min=1)
+    ] = None,
+    learn: Annotated[
+        int | None, typer.Option(help="Dialogues to learn from, at most; to try it out.", min=2)
+    ] = None,
 ) -> None:
     """Run what a page of claims needs, and write it."""
     noted, source = store / name / "asked.json", folder / f"{name}.toml"
@@ -595,7 +804,8 @@ def main(
                 raise InputError(f"{noted.parent} holds no run.\nRun it without --from-store.")
             asked = json.loads(noted.read_text())
         else:
-            page = claims.read(source)
+            bounds = Bounds(seeds, steps, learn)
+            page = claims.read(source, bounds)
             if all_seeds is not None and model:
                 raise InputError("--all-seeds names the models; leave out --model.")
             places = {
@@ -606,14 +816,33 @@ def main(
             command += f" --all-seeds {all_seeds.name}" if all_seeds is not None else ""
             command += "".join(f" --model {each}" for each in places[SCENES] if model)
             command += "".join(f" --tiles {each}" for each in places[TILES])
-            asked = {"dialogues": dialogues, "command": command}
+            for option, bound in (("seeds", seeds), ("steps", steps), ("learn", learn)):
+                command += f" --{option} {bound}" if bound is not None else ""
+            asked = {
+                "dialogues": dialogues,
+                "command": command,
+                "bounds": dataclasses.asdict(bounds),
+                **{family: list(given) for family, given in places.items()},
+            }
+            if unknown := set(only or ()) - {each for given in places.values() for each in given}:
+                raise UnknownName("model", unknown.pop(), [*places[SCENES], *places[TILES]])
             with Progress(transient=True) as progress:
-                for kind, given in places.items():
-                    drawn = DIALOGUES[kind](dialogues) if given else []
+                for family, given in places.items():
                     for each, place in given.items():
-                        kept = store / name / kind / each
-                        ask(page, kind, each, Source(place), drawn, kept, batch, progress)
-                    asked[kind] = list(given)
+                        if not only or each in only:
+                            folder_of = store / name
+                            ask(
+                                page,
+                                family,
+                                each,
+                                Source(place),
+                                dialogues,
+                                folder_of,
+                                batch,
+                                progress,
+                            )
+            if only:
+                return
             _write(noted, asked)
         typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
     except FoveateError as error:

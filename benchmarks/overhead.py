@@ -15,6 +15,7 @@ Rows of the report:
 * each method: prefill beside the stock prefill, and the host time of its decision as a share of
   the full prefill; a method whose first layers alone exceed `--keep` gets `--keep-inside`;
 * decode: one step on the compressed cache beside one step on the full cache;
+* answers, with `--words`: a prefill and as many decoded tokens, beside the stock model's;
 * host reads: transfers from device to host in one decode step, beside the stock model's.
 """
 
@@ -40,9 +41,11 @@ import foveate
 from foveate import catalog
 from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
+from foveate.evaluation.cost import count_flops
 from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import Setting
 from foveate.evaluation.timing import Ratio, alternate, seconds
+from foveate.learned import LearnedCompressor
 from foveate.mapping import Mapping
 
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -69,7 +72,8 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 TEXT_TOKENS = 64
-# TRIM needs a CLIP checkpoint of the model's; learned methods need weights for it.
+# TRIM needs a CLIP checkpoint of the model's; learned methods, with parameters drawn at random, are
+# timed if they are named.
 METHODS = [
     name for name in catalog.names() if name != "trim" and not catalog.method_class(name).trainable
 ]
@@ -168,6 +172,14 @@ def prefill(model: Any, inputs: dict[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
+def answer(model: Any, inputs: dict[str, Tensor], words: int) -> Any:
+    """A prefill and `words` tokens after it, the end not recognised."""
+    return model.generate(
+        **inputs, max_new_tokens=words, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+
+
+@torch.no_grad()
 def step(model: Any, cache: Any, token: Tensor, seen: int) -> None:
     """One decoded token; the cache is put back as it was."""
     mask = torch.ones(len(token), seen + 1, dtype=torch.long, device=token.device)
@@ -183,6 +195,7 @@ def measure(
     keep_inside: int,
     device: str,
     repeats: int,
+    words: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """One record for each row of the report."""
     sizes = {picture.layout.n for picture in placed(model, inputs)}
@@ -190,17 +203,20 @@ def measure(
     def stock() -> Any:
         return prefill(model, inputs)
 
-    def attached(method: Any, **how: Any) -> Callable[[], Any]:
+    def attached(method: Any, made: Callable[[], Any] = stock, **how: Any) -> Callable[[], Any]:
         def call() -> Any:
             with foveate.attach(model, method, **how):
-                return prefill(model, inputs)
+                return made()
 
         return call
+
+    def answered() -> Any:
+        return answer(model, inputs, words)
 
     def row(name: str, kind: str, ratio: Ratio, **more: Any) -> dict[str, Any]:
         return {"name": name, "kind": kind, **dataclasses.asdict(ratio), **more}
 
-    base_peak = peak(stock, device)
+    base_peak, base_flops = peak(stock, device), count_flops(stock)
     noop = attached("uniform", keep=1.0)
     yield row("keep=1.0", "prefill", alternate(stock, noop, device, repeats))
     tables = attached(KeepAll(), _force=True)
@@ -209,20 +225,30 @@ def measure(
         peak=peak(tables, device), stock_peak=base_peak,
     )  # fmt: skip
     for name in methods:
-        kept = keep if refusal(model, Setting(name, keep), sizes) is None else keep_inside
-        call = attached(name, keep=kept)
+        method = catalog.make(name)
+        if isinstance(method, LearnedCompressor):
+            method = method.initialised(model)  # time does not depend on its weights either
+            kept = keep
+        else:
+            kept = keep if refusal(model, Setting(name, keep), sizes) is None else keep_inside
+        call = attached(method, keep=kept)
         ratio = alternate(stock, call, device, repeats)
-        with foveate.attach(model, name, keep=kept) as run:
+        with foveate.attach(model, method, keep=kept) as run:
             decisions = []
             for _ in range(repeats):
                 before = run.report().decision_seconds
                 seconds(lambda: prefill(model, inputs), device)
                 decisions.append(run.report().decision_seconds - before)
+        title = name if kept == keep else f"{name}, {kept} kept"
         yield row(
-            name if kept == keep else f"{name}, {kept} kept", "prefill", ratio, keep=kept,
+            title, "prefill", ratio, keep=kept,
             decision_share=statistics.median(decisions) / ratio.base_seconds,
             peak=peak(call, device), stock_peak=base_peak,
+            flops=count_flops(call), stock_flops=base_flops,
         )  # fmt: skip
+        if words:
+            spoken = attached(method, answered, keep=kept)
+            yield row(title, "answer", alternate(answered, spoken, device, repeats), keep=kept)
     seen = inputs["input_ids"].shape[1]
     token = inputs["input_ids"][:, -1:]
     full = stock()
@@ -255,6 +281,7 @@ def main(
     ] = 192,
     batch: Annotated[int, typer.Option(help="Prompts in a batch.")] = 1,
     repeats: Annotated[int, typer.Option(help="Pairs that are timed.", min=2)] = 7,
+    words: Annotated[int, typer.Option(help="Also time answers of so many tokens.", min=0)] = 0,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -273,7 +300,9 @@ def main(
                    "peak / stock", "host reads / stock"):  # fmt: skip
         table.add_column(column)
     rows = []
-    for record in measure(model, inputs, method or METHODS, keep, keep_inside, device, repeats):
+    for record in measure(
+        model, inputs, method or METHODS, keep, keep_inside, device, repeats, words
+    ):
         rows.append(record)
         ratio = Ratio(*(record[k] for k in ("median", "low", "high", "base_seconds")))
         share, high = record.get("decision_share"), record.get("peak")
@@ -282,15 +311,16 @@ def main(
             if ("host_reads" in record)
             else ""
         )
+        name = record["name"] + (", answer" if record["kind"] == "answer" else "")
         table.add_row(
-            record["name"], str(ratio), f"{1e3 * ratio.base_seconds:.1f}",
+            name, str(ratio), f"{1e3 * ratio.base_seconds:.1f}",
             "" if share is None else f"{100 * share:.2f} %",
             "" if high is None else f"{high / record['stock_peak']:.3f}", reads,
         )  # fmt: skip
     Console().print(table)
     if out is not None:
         setting = {"shape": shape, "device": where, "dtype": dtype, "batch": batch, "keep": keep,
-                   "repeats": repeats,
+                   "repeats": repeats, "words": words,
                    "torch": torch.__version__, "threads": torch.get_num_threads()}  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))

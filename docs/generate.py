@@ -73,7 +73,7 @@ def overhead() -> str:
         for row in record["rows"]:
             share, most = row.get("decision_share"), row.get("peak")
             cells = [
-                row["name"],
+                row["name"] + (", answer" if row["kind"] == "answer" else ""),
                 f"{row['median']:.3f}",
                 f"{row['low']:.3f} - {row['high']:.3f}",
                 "" if share is None else f"{100 * share:.2f} %",

@@ -24,19 +24,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from foveate.errors import BudgetError, InputError
-from foveate.evaluation import oracle, stats
+from foveate.errors import BudgetError, InputError, UnknownName
+from foveate.evaluation import oracle, stats, variants
 from foveate.evaluation.answering import BLIND, FULL, WRONG
 from foveate.evaluation.data import Dialogue
+from foveate.evaluation.optimum import NAME as OPTIMUM
+from foveate.evaluation.optimum import Optimum
 from foveate.evaluation.settings import EACH, Keep, Setting, expand
 from foveate.evaluation.stats import Interval
 from foveate.evaluation.store import Store
+from foveate.evaluation.variants import PREFIX, Bounds, Variant
 
 SURE = 0.05
 MADE_UP = 1  # a won and a lost dialogue beside the others, see `stats.between_models`
 HOLDS, REVERSED, OPEN, OUT_OF_REACH = "holds", "reversed", "open", "out of reach"
 # What claims about the vision tower are judged on: nothing is attached for their sides.
 ATTENTION = "attention"
+# What claims about the best P of each picture are judged on: the tokens that it keeps.
+KEPT = "kept"
 WORDS = (HOLDS, REVERSED, OPEN, OUT_OF_REACH)
 # Sides that are no method: the model as it is, and what it says without its picture.
 _CONDITIONS = (FULL, BLIND, WRONG)
@@ -52,14 +57,18 @@ class Side:
 
     Attributes:
         method: as `parse_method` reads it, chains, presets and fields included; or ``"full"``,
-            ``"blind"`` (a grey picture), ``"wrong image"``, ``"oracle"``.
+            ``"blind"`` (a grey picture), ``"wrong image"``, ``"oracle"``, ``"optimum"``,
+            ``"variant:NAME"``.
         keep: the budget, for those that do not state one themselves.
         turns: where a method that reads the prompt chooses, at ``"each"`` or the ``"first"`` turn.
+        prepared: what has to be made for each model before it can be asked: the variant of that
+            name, or the optimum; None for all else.
     """
 
     method: str
     keep: Keep | None = None
     turns: str = EACH
+    prepared: Variant | Optimum | None = None
 
     @functools.cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -72,8 +81,10 @@ class Side:
             return ()
         if self.method == oracle.NAME:
             return (oracle.Oracle(keep=self.keep),)
+        if self.prepared is not None and self.keep is not None:
+            return self.prepared.settings(self.keep, self.turns)
         budgets = [] if self.keep is None else [self.keep]
-        groups = expand([self.method], budgets, turns=self.turns)
+        groups = [] if self.prepared else expand([self.method], budgets, turns=self.turns)
         if not groups:
             raise BudgetError(f"The side {self.method!r} of a claim needs a budget.")
         return tuple(groups[0])
@@ -139,12 +150,30 @@ class Prefill:
         title, text: a heading, and what a reader should know.
         paper: how many times as fast as the full model each method is there, as it prints it.
         faster: pairs of methods, the first said to be faster; ``"full"`` is the full model.
+        alike: pairs said to be equally fast: less than a twentieth of the full model's time apart.
+        answers: pairs, the first said to be faster to the end of an answer.
     """
 
     title: str
     text: str
     paper: Table[str, str]
     faster: Sequence[Sequence[str]]
+    alike: Sequence[Sequence[str]] = ()
+    answers: Sequence[Sequence[str]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mappings:
+    """Pictures of P.
+
+    Attributes:
+        title, text: a heading, and what a reader should know.
+        sides: whose P is drawn, of some scenes.
+    """
+
+    title: str
+    text: str
+    sides: tuple[Side, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +184,18 @@ class Page:
         title, text: how its page begins.
         parts: its claims.
         prefill: those about time, if there are any.
+        mappings: pictures of P, if there are any.
         left_out: (what cannot be put, why).
+        variants: what has to be trained for it, by name.
     """
 
     title: str
     text: str
     parts: tuple[Part, ...]
     prefill: Prefill | None = None
+    mappings: Mappings | None = None
     left_out: tuple[tuple[str, str], ...] = ()
+    variants: Table[str, Variant] = dataclasses.field(default_factory=dict)
 
     def sides(self, data: str) -> tuple[Side, ...]:
         """Every side of the claims that are judged on this data, once each."""
@@ -170,44 +203,82 @@ class Page:
         return tuple(dict.fromkeys(side for each in claims for side in (each.better, each.worse)))
 
 
-def read(path: Path) -> Page:
+def read(path: Path, bounds: Bounds = Bounds()) -> Page:  # noqa: B008  (frozen)
     """A page's claims from a TOML file.
 
     Sides are strings, with the claim's own `keep` as their budget, or tables with the fields of
-    `Side`; a budget is a count, a share, or a fraction as text ("192/576").
+    `Side`; a budget is a count, a share, or a fraction as text ("192/576"). What has to be trained
+    is under `variants`, see there.
+
+    Args:
+        path: the file.
+        bounds: the most that is trained.
 
     Raises:
         InputError: a field that does not exist, or one that is missing.
+        UnknownName: a side about a variant that is not there.
     """
     record = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {
+        name: each.bounded(bounds)
+        for name, each in variants.read(record.pop("variants", {})).items()
+    }
+    best = Optimum() if bounds.steps is None else Optimum(steps=min(bounds.steps, Optimum.steps))
+    prepared = {PREFIX + name: each for name, each in known.items()} | {OPTIMUM: best}
     try:
         parts = tuple(
-            Part(**{**part, "claims": tuple(_claim(**each) for each in part["claims"])})
+            Part(**{**part, "claims": tuple(_claim(prepared, **each) for each in part["claims"])})
             for part in record.pop("parts")
         )
         left_out = tuple((each["what"], each["why"]) for each in record.pop("left_out", ()))
         prefill = Prefill(**record.pop("prefill")) if "prefill" in record else None
-        page = Page(parts=parts, prefill=prefill, left_out=left_out, **record)
+        drawn = dict(record.pop("mappings", {}))
+        keep = drawn.pop("keep", None)
+        sides = tuple(_side(each, keep, prepared) for each in drawn.pop("sides", ()))
+        page = Page(
+            parts=parts,
+            prefill=prefill,
+            mappings=Mappings(sides=sides, **drawn) if drawn else None,
+            left_out=left_out,
+            variants=known,
+            **record,
+        )
     except (TypeError, KeyError, ValueError) as error:
-        if isinstance(error, (InputError, BudgetError)):
+        if isinstance(error, (InputError, BudgetError, UnknownName)):
             raise
         raise InputError(f"{path} has no such form: {str(error).splitlines()[0]}.") from error
     for part in page.parts:  # what does not exist is told now, not after an hour
-        if part.data != ATTENTION:
+        if part.data not in (ATTENTION, KEPT):
             for claim in part.claims:
                 _ = claim.better.keys, claim.worse.keys
     return page
 
 
 def _claim(
-    better: Any, worse: Any, keep: Any = None, kinds: Sequence[str] = (), **more: Any
+    prepared: Table[str, Variant | Optimum],
+    better: Any,
+    worse: Any,
+    keep: Any = None,
+    kinds: Sequence[str] = (),
+    **more: Any,
 ) -> Claim:
-    def side(given: Any) -> Side:
-        fields = {"method": given} if isinstance(given, str) else dict(given)
-        stated = fields.pop("keep", keep)
-        return Side(keep=float(Fraction(stated)) if isinstance(stated, str) else stated, **fields)
+    return Claim(
+        better=_side(better, keep, prepared),
+        worse=_side(worse, keep, prepared),
+        kinds=tuple(kinds),
+        **more,
+    )
 
-    return Claim(better=side(better), worse=side(worse), kinds=tuple(kinds), **more)
+
+def _side(given: Any, keep: Any, prepared: Table[str, Variant | Optimum]) -> Side:
+    """A side as a page states it, with `keep` unless it has its own."""
+    fields = {"method": given} if isinstance(given, str) else dict(given)
+    stated = fields.pop("keep", keep)
+    budget = float(Fraction(stated)) if isinstance(stated, str) else stated
+    method = fields["method"]
+    if method.startswith(PREFIX) and method not in prepared:
+        raise UnknownName("side of a claim", method, prepared)
+    return Side(keep=budget, prepared=prepared.get(method), **fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -274,6 +345,15 @@ class Answered:
                 for store in self.stores
             ]
         )
+
+    def records(self, side: Side) -> list[dict[str, Any]]:
+        """What is stored of a side, of all models and dialogues."""
+        return [
+            store[key, each.name]
+            for store in self.stores
+            for key in side.keys
+            for each in self.data
+        ]
 
     @functools.cached_property
     def learned(self) -> frozenset[str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from foveate.errors import InputError
 from foveate.pictures import decoded, load_image
+from foveate.reference.worlds import FIRST
 
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = re.compile(r"[^\w\s%.:/-]|(?<!\d)[.:](?!\d)|[.:/-](?=\s|$)")
@@ -102,33 +103,65 @@ def normalised(text: str) -> str:
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
-def from_reference(count: int, split: str = "test") -> list[Dialogue]:
-    """The shipped scenes, three questions each."""
+def from_reference(count: int, split: str = "test", world: str = FIRST) -> list[Dialogue]:
+    """The shipped scenes, three questions each.
+
+    Args:
+        count: how many.
+        split: "train", "validation" or "test".
+        world: "first", or "second" for another distribution of pictures.
+    """
     from foveate import reference
 
     return [
         Dialogue(
-            name=f"{split}-{sample.seed}",
+            name=_named(split, world, sample.seed),
             pictures=(sample.image,),
-            turns=tuple(Turn(text, (answer,), kind) for text, answer, kind in sample.turns),
-            scene=(sample.seed, split),
+            turns=_asked(sample.turns),
+            scene=(sample.seed, split) if world == FIRST else None,
         )
-        for sample in reference.samples(split, count)
+        for sample in reference.samples(split, count, world=world)
     ]
 
 
-def from_tiles(count: int, split: str = "test") -> list[Dialogue]:
-    """The larger scenes that a model of tiles takes, three questions each."""
+def from_tiles(count: int, split: str = "test", world: str = FIRST) -> list[Dialogue]:
+    """The larger scenes that a model of tiles takes, three questions each; see `from_reference`."""
+    from foveate import reference
+
+    return [
+        Dialogue(_named(f"{split}-tiles", world, each.seed), (each.image,), _asked(each.turns))
+        for each in reference.tiled_samples(split, count, world=world)
+    ]
+
+
+def from_clips(
+    count: int, split: str = "test", world: str = FIRST, frames: int = 16
+) -> list[Dialogue]:
+    """The clips that a model of tiles takes, three questions each.
+
+    Args:
+        count, split, world: as `from_reference` takes them.
+        frames: of every clip, so that several make a batch.
+    """
     from foveate import reference
 
     return [
         Dialogue(
-            name=f"{split}-tiles-{sample.seed}",
-            pictures=(sample.image,),
-            turns=tuple(Turn(text, (answer,), kind) for text, answer, kind in sample.turns),
+            _named(f"{split}-clip", world, each.seed),
+            tuple(each.frames),
+            _asked(each.turns),
+            is_video=True,
         )
-        for sample in reference.tiled_samples(split, count)
+        for each in reference.clip_samples(split, count, world=world, frames=frames)
     ]
+
+
+def _named(split: str, world: str, seed: int) -> str:
+    return f"{split}-{seed}" if world == FIRST else f"{split}-{world}-{seed}"
+
+
+def _asked(turns: Sequence[tuple[str, str, str]]) -> tuple[Turn, ...]:
+    return tuple(Turn(text, (answer,), kind) for text, answer, kind in turns)
 
 
 def from_jsonl(path: str | Path) -> list[Dialogue]:

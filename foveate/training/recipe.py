@@ -29,7 +29,7 @@ class Recipe:
         micro_batch: dialogues of one forward pass in one process; None: as many as a step has.
             Gradients are accumulated over the rest of the step.
         optimiser: ``"sgd"`` as published, or ``"adamw"``.
-        rate: learning rate; None for 1e-3.
+        rate: learning rate; None for 1e-3. 0 leaves the start as it is: it is measured and saved.
         clip: gradients' ``"norm"`` over all parameters, or each ``"value"``, or ``"none"``. The
             paper says "a maximum value of 1e-2", which may mean either.
         bound: what is clipped at; None for 1e-2 with sgd and 1.0 with adamw.
@@ -73,7 +73,9 @@ class Recipe:
         for name in counts:
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name} must be at least 1; got {count}.")
-        for name in ("epochs", "rate", "bound"):
+        if self.rate is not None and not 0 <= self.rate < math.inf:
+            raise InputError(f"rate must be at least 0 and finite; got {self.rate}.")
+        for name in ("epochs", "bound"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be above 0 and finite; got {value}.")
         for name in ("entropy", "collapse"):

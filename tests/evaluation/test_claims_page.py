@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import claims, cls_attention
+from benchmarks.kinds import KINDS
 from foveate.evaluation import Dialogue, Setting, from_reference
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.reach import in_last_layer
@@ -85,13 +86,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def questions(count: int) -> list[Dialogue]:
+def questions(count: int, split: str = "test") -> list[Dialogue]:
     """Scenes whose questions are of no kind, so that untrained models' answers count."""
     return [
         dataclasses.replace(
             each, turns=tuple(dataclasses.replace(turn, kind="") for turn in each.turns)
         )
-        for each in from_reference(count)
+        for each in from_reference(count, split)
     ]
 
 
@@ -104,7 +105,8 @@ def run(folder: Path, *more: str) -> Any:
 def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(claims.DIALOGUES, "scenes", questions)
+    scenes = dataclasses.replace(KINDS["scenes"], drawn=questions)
+    monkeypatch.setitem(KINDS, "scenes", scenes)
     asked = ["--all-seeds", str(folder), "--dialogues", "2"]
     result = run(folder, *asked)
     assert result.exit_code == 0, result.output
@@ -172,3 +174,33 @@ def test_what_reaches_the_last_layer() -> None:
     assert in_last_layer(Setting("fastv", 1.0), 256, 4) == 256
     # Layers 1, 2, 3 of 4, and 170 enter: 170 + m1 + m2 + m3 = 4 x 85 with one share throughout.
     assert in_last_layer(Setting("polymorphic", 85), 256, 4) == 27
+
+
+def test_times_to_an_answer_and_alike(tmp_path: Path) -> None:
+    """Quartiles by hand: 0.40..0.42 and 0.43..0.44 are alike, 0.50..0.60 and 0.70..0.80 not."""
+    spans = {"a": (0.40, 0.42), "b": (0.43, 0.44), "c": (0.50, 0.60), "d": (0.70, 0.80)}
+    rows = [
+        {"name": name, "kind": kind, "base_seconds": 1.0, "keep": 64, "median": low}
+        | {"low": low, "high": high, "peak": 3, "stock_peak": 4, "flops": 1, "stock_flops": 2}
+        for name, (low, high) in spans.items()
+        for kind in ("prefill", "answer")
+    ]
+    path = tmp_path / "times.json"
+    path.write_text(json.dumps({"setting": {}, "rows": rows}))
+    said = claims.Prefill(
+        "Costs",
+        "Of a prefill.",
+        dict.fromkeys(spans, ""),
+        faster=[["a", "c"]],
+        alike=[["a", "b"], ["b", "a"], ["a", "c"], ["c", "d"], ["a", "e"]],
+        answers=[["d", "full"], ["d", "c"], ["e", "full"]],
+    )
+    lines = claims.prefill(said, path).splitlines()
+    assert "| a | 64 | 0.400 [0.400, 0.420] | 2.50 |  | 0.400 [0.400, 0.420] | 0.750 | 0.500 |" in (
+        lines
+    )
+    words = [line.split("**")[1] for line in lines if line.endswith("** |")]
+    assert words == [
+        *("holds", "holds", "reversed", "out of reach"),
+        *("holds", "holds", "reversed", "reversed", "out of reach"),
+    ]

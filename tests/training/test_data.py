@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Stored, Turn
+from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips, from_reference, from_tiles
 from foveate.training import data
 from foveate.training.corpora import FRAMES, read
 
@@ -359,3 +359,15 @@ def test_single_turns() -> None:
         ("a.0", "q"),
         ("a.1", "r"),
     ]
+
+
+def test_clips_and_the_second_world_are_dialogues_of_their_own() -> None:
+    clips = from_clips(2)
+    assert all(each.is_video and len(each.pictures) == 16 for each in clips)  # one batch
+    assert [each.name for each in clips] == ["test-clip-0", "test-clip-1"]
+    first, second = from_reference(1), from_reference(1, world="second")
+    assert (first[0].scene, second[0].scene) == ((0, "test"), None)  # an oracle knows the first
+    assert first[0].name != second[0].name
+    assert first[0].load()[0].tobytes() != second[0].load()[0].tobytes()
+    (tiles,) = from_tiles(1, world="second")
+    assert tiles.name == "test-tiles-second-0"

@@ -1,0 +1,78 @@
+"""The best P of each picture as a setting: no method, what was found for the picture is recalled.
+
+`foveate.training.optimal` finds it by gradient descent on what the full model says about that very
+picture and its questions; see there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from foveate.attach.prompt import placed
+from foveate.errors import SavedFileError
+from foveate.evaluation.data import Dialogue
+from foveate.evaluation.settings import EACH, Keep, Setting
+from foveate.mapping import Mapping
+
+NAME = "optimum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum(Setting):
+    """The best P of each picture. It is attached as `uniform` is, and told P.
+
+    Attributes:
+        steps: of the descent that found it.
+        folder: where the mappings are; None: nothing can be attached.
+    """
+
+    method: str = "uniform"
+    steps: int = 500
+    folder: Path | None = None
+    note: ClassVar[str] = "no method; it was found for this very picture and its questions."
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return NAME
+
+    @property
+    def key(self) -> str:
+        """What stored answers go by."""
+        return f"{NAME} {json.dumps({'keep': self.keep, 'steps': self.steps}, sort_keys=True)}"
+
+    def settings(self, keep: Keep, turns: str = EACH) -> tuple[Optimum, ...]:
+        """What is attached at a budget."""
+        return (dataclasses.replace(self, keep=keep),)
+
+    def at(self, folder: Path) -> Optimum:
+        """The same with its mappings under a folder, in one that its settings name."""
+        return dataclasses.replace(self, folder=folder / f"{NAME}-{self.keep}-{self.steps}")
+
+    def file(self, dialogue: str, picture: int = 0) -> Path:
+        """Where the mapping of a dialogue's picture is.
+
+        Raises:
+            SavedFileError: nowhere.
+        """
+        if self.folder is None:
+            raise SavedFileError("The best P of a picture has to be found before it is asked.")
+        return self.folder / f"{dialogue}-{picture}.safetensors"
+
+    def told(
+        self,
+        model: Any,
+        dialogues: Sequence[Dialogue],
+        inputs: Callable[[], dict[str, Any]],
+        max_new_tokens: int,
+    ) -> list[list[list[Mapping]]]:
+        """What was found for the pictures of each dialogue; the model is not run."""
+        found: list[list[list[Mapping]]] = [[] for _ in dialogues]
+        for p in placed(model, inputs()):
+            file = self.file(dialogues[p.row].name, len(found[p.row]))
+            found[p.row].append([Mapping.load(file)])
+        return found
