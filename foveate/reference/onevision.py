@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         LlavaOnevisionForConditionalGeneration,
         LlavaOnevisionProcessor,
     )
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
 # Patches a side of one view, and tokens a side of a clip's frame.
 VIEW_GRID = TILE // PATCH
@@ -147,6 +148,22 @@ def start_from(
             value.copy_(between[0])
         elif name in known:
             value[: len(known[name])] = known[name]
+    for block in model.model.language_model.layers:
+        _tell_apart(block.self_attn)
+
+
+def _tell_apart(attention: LlamaAttention) -> None:
+    """Give heads that are copies of each other outputs of their own; their sum stays what it was.
+
+    The source's decoder starts with the query heads of a group alike, and alike they stay: their
+    gradients are. What differs in the outputs differs in the gradients.
+    """
+    shape = (-1, attention.num_key_value_groups, attention.head_dim)
+    queries = attention.q_proj.weight.unflatten(0, shape)
+    alike = (queries == queries[:, :1]).flatten(1).all(1)  # (groups,)
+    outputs = attention.o_proj.weight.unflatten(1, shape)  # a view: (width, groups, heads, d)
+    noise = torch.randn_like(outputs) * outputs.std()
+    outputs.add_((noise - noise.mean(2, keepdim=True)) * alike[:, None, None])
 
 
 def build_tiles_model(

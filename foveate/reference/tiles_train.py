@@ -78,14 +78,16 @@ class TilesRecipe(Recipe):
     """
 
     scenes: int = 1_000_000
-    vision_steps: int = 0
+    vision_steps: int = 1_000
     vision_batch: int = 8
     vision_tiles: int = 4
     vision_clips: int = 4
     vision_frames: int = 6
-    language_steps: int = 2_600
+    language_steps: int = 4_000
     language_batch: int = 12
     language_tokens: int = 4_000
+    vision_muon: float = 0.005
+    vision_adam: float = 0.001
     language_muon: float = 0.01
     language_adam: float = 0.0015
     captions: tuple[float, float] = (0.3, 0.15)

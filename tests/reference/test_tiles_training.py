@@ -60,7 +60,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a `reference` that learned nothing."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(1)
-    build_model(64, 2, 64, 2).save_pretrained(folder)
+    model = build_model(64, 2, 64, 2)
+    with torch.no_grad():
+        for block in model.model.language_model.layers:  # query heads start alike there
+            queries = block.self_attn.q_proj.weight.unflatten(0, (-1, 2, 32))
+            outputs = block.self_attn.o_proj.weight.unflatten(1, (-1, 2, 32))
+            queries[:, 1], outputs[:, :, 1] = queries[:, 0], outputs[:, :, 0]
+    model.save_pretrained(folder)
     return folder
 
 
@@ -118,7 +124,6 @@ def test_what_is_no_reference_is_no_start(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@torch.no_grad()
 def test_it_begins_with_what_the_reference_says(start: Path, tmp_path: Path) -> None:
     """An overview is a picture of 64 pixels to both models, and means the same before training."""
     source = LlavaForConditionalGeneration.from_pretrained(start)
@@ -133,16 +138,21 @@ def test_it_begins_with_what_the_reference_says(start: Path, tmp_path: Path) -> 
     ).hidden_states[-2][:, 1:]
     projected = source.model.multi_modal_projector(raw)
     newline = trainer.model.model.image_newline
-    said = packed_loss(source, OVERVIEWS[0].visual(projected[:, None], newline), packed)[1]
+    visual = OVERVIEWS[0].visual(projected[:, None], newline).detach()
+    said = packed_loss(source, visual, packed)[1]
     found = packed_loss(trainer.model, trainer.visual(OVERVIEWS[0], [drawn]), packed)[1]
     known = len(source.get_input_embeddings().weight)
     assert found.shape[-1] > known
     assert torch.allclose(found[..., :known], said, atol=1e-4)
+    # Heads that were copies of each other no longer are where it shows in their gradients.
+    for model, copies in ((source, True), (trainer.model, False)):
+        packed_loss(model, visual, packed)[0].backward()
+        queries = model.model.language_model.layers[0].self_attn.q_proj.weight.grad
+        first, second = queries.unflatten(0, (-1, 2, 32)).unbind(1)
+        assert torch.allclose(first, second, atol=1e-7) == copies
     # Control: another start says something else.
     torch.manual_seed(2)
-    other = packed_loss(
-        build_model(64, 2, 64, 2), OVERVIEWS[0].visual(projected[:, None], newline), packed
-    )[1]
+    other = packed_loss(build_model(64, 2, 64, 2), visual, packed)[1]
     assert not torch.allclose(other, said, atol=1e-2)
 
 
