@@ -34,6 +34,7 @@ ORDER = (
     "attach/",
     "fitting.py",
     "learned.py",
+    "predicting.py",
     "fingerprint.py",
     "saving.py",
     "relevance.py",

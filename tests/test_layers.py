@@ -24,6 +24,7 @@ LAYERS = (
     "catalog",  # names only: it imports a method when it is asked for
     "saving",
     "learned",
+    "predicting",
     "methods",
     "adapters",
     "card",

@@ -61,6 +61,7 @@ def seen(n: int, levels: int, seed: int) -> VisualTokens:
         few(n, 3),
         layer=2,
         total=n,
+        entering=n,
         so_far=Mapping.identity(n),
         start=few(n, 3),
         text=few(2, 3),
