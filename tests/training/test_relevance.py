@@ -149,8 +149,9 @@ def test_pairs_of_several_pictures_hold_what_each_one_shows(loaded: Loaded, tmp_
     one, two = answered(loaded, 1), answered(loaded, 3, wrong=(1,), pictures=2)
     method, rule = Seek(kinds=("image",)), Rule(relu=True)
     (slots,) = {p.layout.n for p in placed(loaded[0], prompt(loaded, one, 0))}
-    made = Pairs(*loaded, tmp_path, method, rule=rule, limit=2 * slots, max_new_tokens=4)
-    assert made.file(one) != Pairs(*loaded, tmp_path, rule=rule, limit=2 * slots).file(one)
+    asked_for: dict[str, Any] = {"rule": rule, "limit": 2 * slots, "max_new_tokens": 4}
+    made = Pairs(*loaded, tmp_path, method, **asked_for)
+    assert made.file(one) != Pairs(*loaded, tmp_path, **asked_for).file(one)
     made.fill([one, two])
     found = made.read([one, two])
     asked = [(one, 0), (two, 0), (two, 2)]
