@@ -12,9 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import claims, cls_attention
-from benchmarks.kinds import KINDS
-from foveate.evaluation import Dialogue, Setting, from_reference
+from benchmarks.claims import __main__ as command
+from benchmarks.claims import cls_attention
+from benchmarks.claims.kinds import KINDS
+from benchmarks.claims.prefill import prefill
+from benchmarks.claims.stored import attention_evidence
+from foveate.evaluation import Dialogue, Setting, claims, from_reference
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.reach import in_last_layer
 from tests.families import checkpoints
@@ -99,7 +102,7 @@ def questions(count: int, split: str = "test") -> list[Dialogue]:
 def run(folder: Path, *more: str) -> Any:
     given = ["--claims", str(folder), "--out", str(folder), "--store", str(folder / "store")]
     given += ["--timing", str(folder / "times.json"), "--resamples", "200"]
-    return CliRunner().invoke(claims.app, ["paper", *given, *more])
+    return CliRunner().invoke(command.app, ["paper", *given, *more])
 
 
 def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
@@ -141,7 +144,7 @@ def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "--from-store", "--store", str(tmp_path))
     assert result.exit_code == 2 and "holds no run" in result.output
-    result = CliRunner().invoke(claims.app, ["nothing", "--claims", str(folder)])
+    result = CliRunner().invoke(command.app, ["nothing", "--claims", str(folder)])
     assert result.exit_code == 2 and "paper" in result.output
     result = run(folder, "--all-seeds", str(folder), "--model", "reference")
     assert result.exit_code == 2 and "leave out" in result.output
@@ -157,11 +160,11 @@ def test_concentration_by_hand() -> None:
 def test_evidence_of_attention_is_the_share_in_the_top_tenth() -> None:
     (part,) = [
         each
-        for each in claims.claims.read(claims.CLAIMS / "polymorphic.toml").parts
+        for each in claims.read(command.CLAIMS / "polymorphic.toml").parts
         if each.data == "attention"
     ]
     found = {"a": {"top": [[0.1, 0.2, 0.7, 0.9], [0.3, 0.2, 0.5, 0.9]]}}
-    seen = claims.attention_evidence(part.claims[0], found)
+    seen = attention_evidence(part.claims[0], found)
     assert not isinstance(seen, str)
     assert np.asarray(seen.better - seen.worse) == pytest.approx(np.array([[0.6, 0.2]]))
 
@@ -195,7 +198,7 @@ def test_times_to_an_answer_and_alike(tmp_path: Path) -> None:
         alike=[["a", "b"], ["b", "a"], ["a", "c"], ["c", "d"], ["a", "e"]],
         answers=[["d", "full"], ["d", "c"], ["e", "full"]],
     )
-    lines = claims.prefill(said, path).splitlines()
+    lines = prefill(said, path).splitlines()
     assert "| a | 64 | 0.400 [0.400, 0.420] | 2.50 |  | 0.400 [0.400, 0.420] | 0.750 | 0.500 |" in (
         lines
     )

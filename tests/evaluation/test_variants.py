@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import claims, variants
-from benchmarks.kinds import KINDS
+from benchmarks.claims import __main__ as command
+from benchmarks.claims import optima, variants
+from benchmarks.claims.kinds import KINDS
 from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
 from foveate.evaluation import Dialogue, from_reference
 from foveate.evaluation.answering import Batch
@@ -201,7 +202,7 @@ def run(folder: Path, *more: str) -> Any:
     given = ["--claims", str(folder), "--out", str(folder), "--store", str(folder / "store")]
     asked = ["--model", str(folder / "model"), "--dialogues", "2", "--resamples", "200"]
     bounds = ["--steps", "2", "--learn", "6"]
-    return CliRunner().invoke(claims.app, ["paper", *given, *asked, *bounds, *more])
+    return CliRunner().invoke(command.app, ["paper", *given, *asked, *bounds, *more])
 
 
 @needs_features
@@ -232,7 +233,7 @@ def test_a_page_trains_what_it_needs_once(folder: Path, monkeypatch: pytest.Monk
     assert words[-1] == "out of reach" and words.count("out of reach") == 1  # of clips
     # Again: nothing is trained, found or asked, and the page is the same.
     monkeypatch.setattr(Batch, "converse", None)
-    monkeypatch.setattr(claims.optima.optimal, "optimise", None)
+    monkeypatch.setattr(optima.optimal, "optimise", None)
     assert run(folder).exit_code == 0 and len(trained) == 5
     assert run(folder, "--from-store").exit_code == 0
     assert (folder / "paper.md").read_text() == text
@@ -265,7 +266,7 @@ def test_a_training_is_one_function_of_a_lesson() -> None:
     assert Variant("a", "b", 'relevance:kinds=["image"]').setting.method == "relevance"
 
 
-@pytest.mark.parametrize("path", sorted(claims.CLAIMS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(command.CLAIMS.glob("*.toml")), ids=lambda path: path.stem)
 def test_claims_are_about_what_there_is(path: Path) -> None:
     """Also those that no page was made of: data, trainings, and every variant in some claim."""
     page = read(path)

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 
 from foveate.evaluation import data
+from foveate.evaluation.claims import Page
 from foveate.evaluation.data import Dialogue
 
 SCENES, TILES = "scenes", "tiles"  # families of models are called by what they are trained on
@@ -49,3 +50,8 @@ KINDS = {
     TILES: Kind("large scenes in tiles", TILES, data.from_tiles),
     "clips": Kind("clips", TILES, data.from_clips),
 }
+
+
+def kinds_of(page: Page) -> list[str]:
+    """The kinds of dialogues that a page's models are asked: their own, and those of its claims."""
+    return [kind for kind in KINDS if kind in FAMILIES or page.sides(kind)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from benchmarks.kinds import KINDS
+from benchmarks.claims.kinds import KINDS
 from foveate import saving
 from foveate.errors import UnknownName
 from foveate.evaluation.data import Dialogue

@@ -1,0 +1,1 @@
+"""A paper's claims, asked again on the reference models; `python -m benchmarks.claims`."""

@@ -1,0 +1,233 @@
+"""A page of claims, from what is stored."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping as Table
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims import cls_attention, optima
+from benchmarks.claims.kinds import FAMILIES, KINDS, OPTIMUM, SCENES, kinds_of
+from benchmarks.claims.prefill import prefill
+from benchmarks.claims.running import DPI, MAPPINGS
+from benchmarks.claims.stored import Asked, answered, attention_evidence, looked, stored
+from benchmarks.claims.tables import DEEP, curves, scores, trainings
+from foveate.errors import InputError
+from foveate.evaluation import claims, fingerprints
+from foveate.evaluation.claims import ATTENTION, KEPT, Answered, Claim, Evidence, Page, Verdict
+from foveate.evaluation.optimum import Optimum
+from foveate.evaluation.variants import Bounds
+
+
+def write(
+    source: Path, store: Path, asked: dict[str, Any], timing: Path, out: Path, *, resamples: int
+) -> Path:
+    """The page, from what is stored.
+
+    Args:
+        source: the claims.
+        store: folder of the stored runs.
+        asked: which models there are of each kind of data, how many dialogues, and the command.
+        timing: a stored run of `benchmarks/overhead.py`.
+        out: folder of the page.
+        resamples: of the bootstrap.
+    """
+    page, name = claims.read(source, Bounds(**asked.get("bounds", {}))), source.stem
+    kinds = kinds_of(page)
+    models = {kind: stored(store, kind, asked[KINDS[kind].family]) for kind in kinds}
+    dialogues = {
+        kind: KINDS[kind].dialogues(asked["dialogues"]) if models[kind] else [] for kind in kinds
+    }
+    found = {
+        kind: answered(each, dialogues[kind]) if each else None for kind, each in models.items()
+    }
+    for kind, each in found.items():
+        if kind in FAMILIES and each is not None and not each.counted().any():
+            raise InputError(
+                f"Without the picture the models answer {KINDS[kind].title} as well as with it.\n"
+                "Such models carry no claim; train them longer."
+            )
+    attention = looked(models[SCENES])
+    kept = optima.stored(
+        [
+            setting.at(each.folder)
+            for each in models.get(OPTIMUM, ())
+            for side in page.sides(OPTIMUM)
+            for setting in side.settings
+            if isinstance(setting, Optimum)
+        ]
+    )
+
+    def evidence(part: claims.Part, claim: Claim) -> Evidence | str:
+        if part.data == ATTENTION:
+            return attention_evidence(claim, attention)
+        if part.data == KEPT:
+            return optima.evidence(claim, kept)
+        there = found[part.data]
+        title = KINDS[part.data].title
+        return there.evidence(claim) if there is not None else f"no model for {title}"
+
+    every = [(part, claim) for part in page.parts for claim in part.claims]
+    verdicts = claims.judge(
+        [claim for _, claim in every], [evidence(*each) for each in every], resamples=resamples
+    )
+    by_part: dict[str, list[Verdict]] = {}
+    for (part, _), verdict in zip(every, verdicts, strict=True):
+        by_part.setdefault(part.title, []).append(verdict)
+    pictures = _draw(name, page, found[SCENES], attention, models[SCENES], out)
+    lines = [
+        f"<!-- Made by `python -m benchmarks.claims {name}`; edit {name}.toml. -->\n",
+        f"# Claims: {page.title}\n",
+        page.text.strip() + "\n",
+        "## How this page was made\n",
+        *dict.fromkeys(_made(page, models, found, asked, len(verdicts))),
+        "",
+        _counts(by_part),
+    ]
+    for part in page.parts:
+        own = by_part[part.title]
+        lines += [f"\n## {part.title}\n", part.text.strip() + "\n", claims.markdown(own)]
+        if part.data == ATTENTION:
+            lines += [f"\n{each}" for each in pictures[ATTENTION]]
+        if why := claims.reasons(own):
+            lines += ["\nWhere it does not hold:\n", why]
+    if page.prefill is not None:
+        lines.append(prefill(page.prefill, timing))
+    if page.mappings is not None:
+        lines += [f"\n## {page.mappings.title}\n", page.mappings.text.strip() + "\n"]
+        lines += pictures[MAPPINGS]
+    if page.variants:
+        lines += ["\n## What was trained\n", trainings(page, models)]
+    for kind, there in found.items():
+        if there is not None:
+            sides, title = page.sides(kind), KINDS[kind].title
+            lines += [f"\n## All settings, {title}\n", scores(there, models[kind], sides)]
+            lines += [f"\n{each}" for each in pictures.get(kind, ())]
+    if page.left_out:
+        lines += ["\n## What is not put\n", "| of the paper | why |", "| --- | --- |"]
+        lines += [f"| {what} | {why} |" for what, why in page.left_out]
+    target = out / f"{name}.md"
+    partial = target.with_suffix(".partial")
+    partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _made(
+    page: Page,
+    models: Table[str, Sequence[Asked]],
+    found: Table[str, Answered | None],
+    asked: dict[str, Any],
+    count: int,
+) -> list[str]:
+    """What a reader must know to read the verdicts."""
+    lines = [f"- Command: `{asked['command']}`"]
+    for kind, each in models.items():
+        there = found[kind]
+        if there is None:
+            lines.append(f"- {KINDS[kind].title}: no model; its claims are out of reach.")
+            continue
+        names = ", ".join(
+            f"{one.name} ({one.facts['type']}, {one.facts['parameters'] / 1e6:.1f} M parameters, "
+            f"{one.facts['layers']} decoder layers)"
+            for one in each
+        )
+        dropped = sorted(frozenset(there.kind.tolist()) - there.learned)
+        lines.append(
+            f"- {KINDS[kind].title}: {len(each)} model{'s' * (len(each) > 1)}: {names}; "
+            f"{len(there.data)} dialogues of the test split, {len(there.kind)} questions, "
+            f"{int(there.counted().sum())} of them counted"
+            + (f" (the full model did not learn {', '.join(dropped)})." if dropped else ".")
+        )
+        layers = min(one.facts["layers"] for one in each)
+        lines.append(
+            f"- A budget is a mean over the decoder's layers. With {layers} of them, one layer "
+            f"that runs on all tokens is {100 / layers:.0f} % of all, in {DEEP} it is "
+            f"{100 / DEEP:.0f} %: what drops tokens between layers is left with fewer in the last "
+            "ones here than there (last columns below), or cannot meet the budget at all."
+        )
+        facts = there.stores[0].facts
+        stale = "" if facts["foveate"] == fingerprints.code() else " (not the present one)"
+        lines.append(
+            f"- Code: foveate {facts['foveate']}{stale}, transformers {facts['transformers']}."
+        )
+    if page.variants:
+        lines.append(
+            "- Several trainings of a compressor on one model are averaged, as draws are: how much "
+            "they differ is in the intervals as far as it makes models differ."
+        )
+    largest = max(map(len, models.values()))
+    lines.append(
+        "- The rule: the difference in accuracy on the same questions, by the paired bootstrap "
+        "over dialogues (a won and a lost question that are made up among them)"
+        + (
+            ", with the doubt about the models added (Student's t over their differences)"
+            if largest > 1
+            else ""
+        )
+        + f"; p-values corrected by Holm for the {count} claims of this page together, fewer those "
+        f"out of reach. It *holds* or is *reversed* below a corrected p of {claims.SURE}, else it "
+        "is *open*."
+    )
+    if largest == 1:
+        lines.append(
+            "- **One model**: what is sure here is sure of this model. Another training of it may "
+            "differ by more than the intervals say."
+        )
+    return lines
+
+
+def _counts(by_part: Table[str, Sequence[Verdict]]) -> str:
+    lines = [
+        f"| | {' | '.join(claims.WORDS)} |",
+        "| --- | " + " | ".join("---" for _ in claims.WORDS) + " |",
+    ]
+    total: Counter[str] = Counter()
+    for title, each in by_part.items():
+        own = Counter(verdict.word for verdict in each)
+        total += own
+        lines.append(f"| {title} | {' | '.join(str(own[word]) for word in claims.WORDS)} |")
+    lines.append(f"| **all** | {' | '.join(f'**{total[word]}**' for word in claims.WORDS)} |")
+    return "\n".join(lines)
+
+
+def _draw(
+    name: str,
+    page: Page,
+    found: Answered | None,
+    attention: dict[str, dict[str, Any]],
+    models: Sequence[Asked],
+    out: Path,
+) -> dict[str, list[str]]:
+    """The pictures, saved beside the page; what shows them there."""
+    out.mkdir(parents=True, exist_ok=True)
+    shown: dict[str, list[str]] = {SCENES: [], ATTENTION: [], MAPPINGS: []}
+
+    def kept(kind: str, what: str, caption: str) -> Path:
+        shown[kind].append(f"![{caption}]({name}-{what}.png)\n")
+        return out / f"{name}-{what}.png"
+
+    if found is not None and (figure := curves(found, page)) is not None:
+        figure.savefig(
+            kept(SCENES, "budgets", "Accuracy over budgets; bars: 95 % of the difference to full"),
+            dpi=DPI,
+        )
+    if page.mappings is not None and models:
+        caption = "Scenes and their P: a row for each kept token, a column for each of the scene's"
+        target = kept(MAPPINGS, "mappings", caption)
+        shutil.copyfile(models[0].folder / MAPPINGS, target)
+    if attention:
+        first = models[0].folder
+        captions = {
+            "layers": "Two scenes, and what CLS gives each patch in every layer of the tower",
+            "scenes": "Other scenes, and what CLS gives each patch in the layer that is read",
+        }
+        for what, caption in captions.items():
+            shutil.copyfile(first / f"{what}.png", kept(ATTENTION, f"cls-{what}", caption))
+        figure = cls_attention.curves(attention)
+        caption = "How concentrated CLS's attention is; bands: the middle nine tenths of the scenes"
+        figure.savefig(kept(ATTENTION, "cls-curves", caption), dpi=DPI)
+    return shown

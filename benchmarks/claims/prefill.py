@@ -1,0 +1,107 @@
+"""What stored prefill times say of claims about speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as Table
+from pathlib import Path
+from typing import Any
+
+from foveate.evaluation import claims
+from foveate.evaluation.claims import Prefill
+from foveate.evaluation.timing import Ratio
+
+_ALIKE = 0.05
+
+
+def prefill(said: Prefill, path: Path) -> str:
+    """Times from a stored run of `benchmarks/overhead.py`, and what they say."""
+    methods = " ".join(f"-m {name}" for name in said.paper)
+    kept = f"benchmarks/results/{path.name}"
+    lines = [f"\n## {said.title}\n", said.text.strip() + "\n"]
+    if not path.is_file():
+        spoken = "--words 16 " if said.answers else ""
+        command = f"python -m benchmarks.overhead --shape deep {spoken}{methods} --out {kept}"
+        return "\n".join([*lines, f"Not measured yet: `{command}`."])
+    record = json.loads(path.read_text())
+    times = {kind: _times(record, kind) for kind in ("prefill", "answer")}
+    lines += [
+        f"From `{kept}`: "
+        + ", ".join(f"{key} {value}" for key, value in record["setting"].items())
+        + ".",
+        "\n| method | tokens of 576 | time / full [quartiles] | times as fast | the paper | "
+        "to the end of an answer / full | peak memory / full | FLOPs / full |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, printed in said.paper.items():
+        if row := times["prefill"].get(name):
+            ratio, later = _ratio(row), times["answer"].get(name)
+            shares = [
+                f"{row[what] / row[f'stock_{what}']:.3f}" if what in row else ""
+                for what in ("peak", "flops")
+            ]
+            cells = [f"{1 / ratio.median:.2f}", printed, str(_ratio(later)) if later else ""]
+            lines.append(f"| {name} | {row['keep']} | {ratio} | {' | '.join([*cells, *shares])} |")
+    lines += ["\n| it says | verdict |", "| --- | --- |"]
+    for kind, pairs, what in (
+        ("prefill", said.faster, "is faster than"),
+        ("answer", said.answers, "is at the end of an answer before"),
+    ):
+        for better, worse in pairs:
+            word = _faster(times[kind], better, worse)
+            lines.append(f"| {better} {what} {worse} | **{word}** |")
+    for one, other in said.alike:
+        word = _alike(times["prefill"], one, other)
+        lines.append(f"| {one} is as fast as {other} | **{word}** |")
+    lines.append(
+        "\nA verdict on times holds where the quartiles of the ratios lie apart"
+        + (
+            f", one of being alike where they lie within {_ALIKE} of the full model's time"
+            if said.alike
+            else ""
+        )
+        + "; these are not among the claims that are counted and corrected above."
+    )
+    return "\n".join(lines)
+
+
+def _times(record: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The rows of a kind by method; the full model beside itself among them, if there are any."""
+    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == kind}
+    return rows and {**rows, "full": {"low": 1.0, "high": 1.0}}
+
+
+def _ratio(row: dict[str, Any]) -> Ratio:
+    return Ratio(*(row[key] for key in ("median", "low", "high", "base_seconds")))
+
+
+def _pair(
+    rows: Table[str, dict[str, Any]], *names: str
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Two methods' times; None unless both were measured at the same budget."""
+    first, second = (rows.get(each) for each in names)
+    if first is None or second is None:
+        return None
+    alike = len({row["keep"] for row in (first, second) if "keep" in row}) <= 1
+    return (first, second) if alike else None
+
+
+def _faster(rows: Table[str, dict[str, Any]], better: str, worse: str) -> str:
+    pair = _pair(rows, better, worse)
+    if pair is None:
+        return claims.OUT_OF_REACH
+    first, second = pair
+    if first["high"] < second["low"]:
+        return claims.HOLDS
+    return claims.REVERSED if first["low"] > second["high"] else claims.OPEN
+
+
+def _alike(rows: Table[str, dict[str, Any]], one: str, other: str) -> str:
+    pair = _pair(rows, one, other)
+    if pair is None:
+        return claims.OUT_OF_REACH
+    gaps = [a["high"] - b["low"] for a, b in (pair, pair[::-1])]
+    if max(gaps) < _ALIKE:
+        return claims.HOLDS
+    # The nearest ends of the two spans.
+    return claims.REVERSED if -min(gaps) > _ALIKE else claims.OPEN

@@ -1,0 +1,162 @@
+"""Every setting of a page, in tables and as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Table
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claims.kinds import FAMILIES, SCENES
+from benchmarks.claims.stored import Asked, share
+from foveate.evaluation import claims, stats
+from foveate.evaluation.answering import FULL
+from foveate.evaluation.claims import Answered, Page, Side
+from foveate.evaluation.reach import in_last_layer
+
+DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
+
+
+def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> str:
+    """Every setting's accuracy and tokens as a table."""
+    counted = found.counted()
+    full = np.asarray(found.right(Side(FULL)))[:, counted]
+    sizes = sorted({n for each in models for n in each.facts["tokens"]})
+    layers = min(each.facts["layers"] for each in models)
+    lines = [
+        "| setting | keep | accuracy | % of full | - full [95 %] | entering | mean | "
+        f"last of {layers} layers | last of {DEEP} |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| full model | {' / '.join(map(str, sizes))} | {full.mean():.3f} | 100 | | | | 100 % | "
+        "100 % |",
+    ]
+    for side in sides:
+        right = found.right(side)
+        if not side.settings or isinstance(right, str):
+            continue
+        value, records = right[:, counted], found.records(side)
+        whole = sum(each["n"] for each in records)
+        entering, mean = (sum(r[name] for r in records) / whole for name in ("entering", "average"))
+        cells = [
+            "" if left is None else f"{100 * left / n:.0f} %"
+            for n, total in ((sizes[-1], layers), (_WIDE, DEEP))
+            for left in (in_last_layer(side.settings[0], n, total),)
+        ]
+        _, low, high = _gain(found, value - full)
+        gain = value.mean() - full.mean()
+        of_full = f"{100 * value.mean() / full.mean():.1f}" if full.any() else ""
+        cells = [f"{100 * entering:.0f} %", f"{100 * mean:.0f} %", *cells]
+        lines.append(
+            f"| {side.label} | {share(side.keep)} | {value.mean():.3f} | {of_full} | "
+            f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interval:
+    """A difference by question with its interval over dialogues and models."""
+    dialogue = found.dialogue[found.counted(kinds)]
+    asked = np.bincount(dialogue)
+    some = asked > 0
+    gains = np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some]
+    return stats.between_models(gains, asked[some].astype(float), made_up=claims.MADE_UP)[0]
+
+
+def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
+    """What every variant is, and how far it came from what the full models say."""
+    lines = [
+        "| name | what it is | method | trainings of a model | dialogues | recipe | measured |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    noted = [
+        each.facts.get("trained", {}) for family in FAMILIES for each in models.get(family, ())
+    ]
+    for name, each in page.variants.items():
+        sums: dict[str, list[float]] = {}
+        for there in noted:
+            for identity in map(each.identity, range(each.seeds)):
+                for key, value in there.get(identity, {}).get("measured", {}).items():
+                    sums.setdefault(key.removeprefix("eval_").replace("_", " "), []).append(value)
+        cells = [
+            f"`{name}`",
+            each.says,
+            f"`{each.method}`",
+            str(each.seeds),
+            f"{each.dialogues} {each.data}".strip(),
+            ", ".join(f"{key} {value}" for key, value in (*each.start, *each.recipe)),
+            ", ".join(
+                f"{key} {sum(values) / len(values):.3f}"
+                for key, values in sums.items()
+                if "loss" not in key  # sums of the others
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curves(found: Answered, page: Page) -> Any:
+    """Accuracy over budgets of every setting that is claimed about at three or more (None: none).
+
+    One panel of all questions, and one of each set of kinds that a claim is about.
+    """
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[Side]] = {}
+    for side in page.sides(SCENES):
+        if side.settings:
+            lines.setdefault(side.label, []).append(side)
+    lines = {
+        label: [side for side in each if not isinstance(found.right(side), str)]
+        for label, each in lines.items()
+        if len(each) >= 3
+    }
+    lines = {label: each for label, each in lines.items() if each}
+    if not lines:
+        return None
+    claimed = (claim.kinds for part in page.parts if part.data == SCENES for claim in part.claims)
+    panels = [each for each in dict.fromkeys(((), *claimed)) if found.counted(each).any()]
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.3 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, kinds in zip(axes, panels, strict=False):
+        counted = found.counted(kinds)
+        full = np.asarray(found.right(Side(FULL)))[:, counted]
+        for number, (label, sides) in enumerate(lines.items()):
+            sides = sorted(sides, key=lambda side: side.keep or 0)
+            values = [np.asarray(found.right(side))[:, counted] for side in sides]
+            gains = [_gain(found, value - full, kinds) for value in values]
+            panel.errorbar(
+                [
+                    100 * (side.keep or 0) * (1 + 0.012 * (number - len(lines) / 2))
+                    for side in sides
+                ],
+                [value.mean() for value in values],
+                yerr=[[g[0] - g[1] for g in gains], [g[2] - g[0] for g in gains]],
+                label=label,
+                marker="osD^vP*X"[number % 8],
+                color=f"C{number}",
+                markersize=4,
+                linewidth=1.2,
+                elinewidth=0.7,
+                capsize=2,
+            )
+        panel.axhline(full.mean(), color="0.4", linewidth=0.9, label="full model")
+        panel.set_title(", ".join(kinds) or "all questions", fontsize=8, wrap=True)
+        panel.set_xlabel("tokens, % of all (mean over layers)", fontsize=8)
+        panel.set_ylabel("accuracy", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.25)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=2 * columns + 1,
+        frameon=False,
+    )
+    return figure
