@@ -24,13 +24,20 @@ from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.discrimination import Found
+from benchmarks.pages import ASKED, errors_told, last_run, note
 from foveate import ops
 from foveate.adapters import adapter_for
 from foveate.attach import Item, attach
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named
-from foveate.compressor import Compressor, DecoderMethod, Reads, VisualTokens, resolve_keep
-from foveate.errors import FoveateError, InputError
+from foveate.compressor import (
+    Compressor,
+    DecoderMethod,
+    Reads,
+    Step,
+    VisualTokens,
+    resolve_keep,
+)
 from foveate.evaluation import stats
 from foveate.evaluation.answering import FULL, Batch
 from foveate.evaluation.asking import Group
@@ -44,10 +51,11 @@ from foveate.methods.polymorphic import Merge, Polymorphic, Prune
 from foveate.methods.relevance import observed
 
 DOCS = Path(__file__).parents[1] / "docs" / "claims"
-PAGE = "polymorphic-stage-two"
+PAGE = "polymorphic-stage-two.md"
 BUDGETS = {"33.3 %": 192 / 576, "22.2 %": 128 / 576}  # as the paper's Table 6 has them
 DRAWS = 3
 SHARE = 0.25  # left by a single drop, and the highest of a ranking
+SMALL = BUDGETS["22.2 %"]
 LOOKS = "looks"  # what stored overlaps go by
 
 Settings = tuple[Setting, ...]
@@ -69,7 +77,7 @@ class Dropping(Prune):
 class Staged(Polymorphic):
     """The first stage with its published budget, and another second one behind it."""
 
-    inside: Prune = dataclasses.field(default_factory=Prune)
+    inside: DecoderMethod = dataclasses.field(default_factory=Prune)
 
     @property
     def parts(self) -> tuple[Compressor, ...]:
@@ -91,10 +99,6 @@ class Chosen(Setting):
     method: str = "polymorphic"
     compressor: Compressor = dataclasses.field(default_factory=Staged)
     rule: str = ""
-
-    @property
-    def label(self) -> str:
-        return self.rule or DROPPED
 
     @property
     def key(self) -> str:
@@ -141,7 +145,8 @@ def _slots(mask: Any, item: Item) -> Tensor:
     return torch.cat([covered(mask, grid) for grid in item.grids])
 
 
-def _at_random(dialogue: Dialogue, turn: int, item: Item, seed: int) -> Tensor:
+def at_random(dialogue: Dialogue, turn: int, item: Item, seed: int) -> Tensor:
+    """A ranking of a picture's slots that is drawn by its scene and the seed."""
     assert dialogue.scene is not None
     drawn = torch.Generator().manual_seed(DRAWS * dialogue.scene[0] + seed)
     return torch.randperm(item.n, generator=drawn)
@@ -159,8 +164,9 @@ def _asked(dialogue: Dialogue, turn: int, item: Item, seed: int) -> Tensor:
     return sum(things(dialogue, turn, item), _objects(dialogue, turn, item, seed)).clamp(max=2)
 
 
+# What each slot is worth: those worth most stay.
 RULES: dict[str, Callable[[Dialogue, int, Item, int], Tensor]] = {
-    "random": _at_random,
+    "random": at_random,
     "even": _evenly,
     "objects": _objects,
     "asked": _asked,
@@ -208,7 +214,7 @@ def as_published(keep: Keep) -> dict[str, Settings]:
 
 def single(layer: int) -> dict[str, Settings]:
     """One drop, before a layer, of what the first stage leaves at the smaller budget."""
-    found = stage_two(BUDGETS["22.2 %"], at=(layer,), schedule=(SHARE,))
+    found = stage_two(SMALL, at=(layer,), schedule=(SHARE,))
     return {name: found[name] for name in (MERGED, DROPPED, "even", "asked")}
 
 
@@ -236,6 +242,9 @@ class _Looking(DecoderMethod):
     noted: list[list[Tensor]] = dataclasses.field(default_factory=list)
     reads: ClassVar[frozenset[Reads]] = Prune.reads | {Reads.AHEAD}
 
+    def steps(self, n: int, keep: int | None, total: int) -> tuple[Step, ...]:
+        return tuple(Step(layer, n) for layer in range(total))
+
     def layers_in(self, total: int) -> tuple[int, ...]:
         return tuple(range(total))
 
@@ -248,8 +257,8 @@ class _Looking(DecoderMethod):
 def look(model: Any, processor: Any, data: Sequence[Dialogue], store: Store, batch: int) -> None:
     """What the highest of each ranking have in common with what is asked, stored by dialogue.
 
-    A record holds of each turn, layer by layer, what `seen` says of each ranking; None where the
-    question is about nothing that is there.
+    A record holds of each turn, layer by layer, what `seen` says of each ranking of the tokens that
+    the first stage leaves; None where the question is about nothing that they show.
     """
     missing = [each for each in data if (LOOKS, each.name) not in store]
     for start in range(0, len(missing), batch):
@@ -260,12 +269,14 @@ def look(model: Any, processor: Any, data: Sequence[Dialogue], store: Store, bat
             rows = [i for i, each in enumerate(part) if len(each.turns) > turn]
             said = [store[FULL, part[row].name]["answers"][:turn] for row in rows]
             looking = _Looking()
-            with attach(model, looking, processor=processor, _force=True) as run:
+            staged = Staged(inside=looking)
+            with attach(model, staged, keep=SMALL, processor=processor) as run:
                 model(**given.inputs(rows, turn, said), use_cache=False)
             for number, item in enumerate(run.items):
-                dialogue = part[rows[item.row]]
-                asked = [each for each in things(dialogue, turn, item) if each.any()]
-                chance = _at_random(dialogue, turn, item, 0)
+                dialogue, (_, first) = part[rows[item.row]], item.steps[0]
+                left = (each[first.anchors] for each in things(dialogue, turn, item))
+                asked = [each for each in left if each.any()]
+                chance = at_random(dialogue, turn, item, 0)[first.anchors].float()
                 layers = looking.noted[number :: len(run.items)]
                 if asked:
                     records[rows[item.row]][turn] = [
@@ -276,10 +287,10 @@ def look(model: Any, processor: Any, data: Sequence[Dialogue], store: Store, bat
 
 
 def seen(ranks: Tensor, asked: Sequence[Tensor]) -> tuple[float, bool]:
-    """Of the slots that show one of `asked`, the share among the highest `SHARE` of a ranking.
+    """Of the tokens that show one of `asked`, the share among the highest `SHARE` of a ranking.
 
     Returns:
-        That share, and whether any of them has no slot there at all.
+        That share, and whether any of them has no token there at all.
     """
     highest = ops.top(ranks, resolve_keep(SHARE, len(ranks))).cpu()
     together = torch.stack(list(asked)).any(0)
@@ -288,7 +299,7 @@ def seen(ranks: Tensor, asked: Sequence[Tensor]) -> tuple[float, bool]:
 
 
 def overlaps(found: Found) -> tuple[int, Any]:
-    """How many questions are about something that is there, and of them what `seen` says.
+    """How many questions are about something that is left, and of them what `seen` says.
 
     Returns:
         Their number; (layers, rankings, 2, 3) means with their intervals.
@@ -325,15 +336,15 @@ others are merged, some of the tokens that are left are clusters of them; else a
 SINGLE = """## One drop, before one layer after the other
 
 How does that change with the first layer that tokens are dropped before? Stage 1 leaves as many as
-at {budget} above, and one drop {share:g} % of these for all later layers. Behind each accuracy:
-less what it is where nothing is dropped inside.
+at {budget} % above, and one drop {share:g} % of these for all later layers. Behind each accuracy:
+its difference from dropping nothing inside.
 """
 LOOKED = """## What rankings find
 
-Does a ranking know, before a layer, what is asked? {questions} questions about something that is
-there, each with all {n} tokens. Attention is that of the layer about to run, mean over heads.
-First: of the tokens that show what is asked about, the share among the highest {share:g} % of a
-ranking.
+Does a ranking know, before a layer, what is asked? It is of the tokens that stage 1 leaves at
+{budget} %, and all of them go on; {looked} questions are about something that they show. Attention
+is that of the layer about to run, mean over heads. First: of the tokens that show what is asked
+about, the share among the highest {share:g} % of a ranking.
 """
 MISSED = """Second: the share of questions where one of the objects asked about has no token at all
 among these {share:g} %.
@@ -343,17 +354,16 @@ among these {share:g} %.
 def page(found: Found, facts: Table[str, Any]) -> str:
     """The page, from what is stored."""
     (store,), layers = found.stores, facts["layers"]
-    small = next(name for name in reversed(BUDGETS))
-    undropped = entering(BUDGETS[small])
+    undropped = entering(SMALL)
     record = store[undropped[0].key, found.data[0].name]
     n = record["n"] // len(record["answers"])
-    told = {**store.facts, **facts, "n": n, "share": 100 * SHARE, "budget": small}
+    told = {**store.facts, **facts, "n": n, "share": 100 * SHARE, "budget": f"{100 * SMALL:.1f}"}
     lines = [HEAD.format(questions=int(found.asked.sum()), **told)]
     for budget, keep in BUDGETS.items():
         asked = {FULL: (), **as_published(keep)}
         lines += [f"A mean of {budget}: {schedule(keep, n, layers)}.", ""]
         lines += table(
-            ["", "accuracy", "minus full", f"minus *{SAYS[DROPPED]}*"],
+            ["choice", "accuracy", "minus full", f"minus *{SAYS[DROPPED]}*"],
             [
                 [SAYS[k], accuracy(found, s), gain(found, s, ()), gain(found, s, asked[DROPPED])]
                 for k, s in asked.items()
@@ -367,13 +377,13 @@ def page(found: Found, facts: Table[str, Any]) -> str:
     lines += [
         SINGLE.format(**told),
         *table(
-            ["", *(f"before layer {layer}" for layer in range(1, layers))],
+            ["choice", *(f"before layer {layer}" for layer in range(1, layers))],
             [[SAYS[name], *each] for name, each in cells.items()],
         ),
     ]
     questions, means = overlaps(found)
     for number, text in enumerate((LOOKED, MISSED)):
-        lines.append(text.format(questions=questions, **told))
+        lines.append(text.format(looked=questions, **told))
         lines += table(
             ["before layer", *COLUMNS],
             [
@@ -394,7 +404,7 @@ def schedule(share: float, n: int, layers: int) -> str:
     """What the published stages leave of a picture."""
     entered, after = Polymorphic().budgets(n, resolve_keep(share, n), layers)
     assert entered is not None
-    left = [f"{s.keep} before layer {s.layer}" for s in Prune().steps(entered, after, layers)]
+    left = [f"{s.keep} from layer {s.layer} on" for s in Prune().steps(entered, after, layers)]
     return f"stage 1 leaves {entered} of {n} tokens, stage 2 {', '.join(left)}"
 
 
@@ -422,6 +432,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@errors_told()
 def main(
     model: Annotated[str, typer.Option(help="A shipped model, or a folder.")] = "reference",
     dialogues: Annotated[int, typer.Option(help="Test scenes.", min=2)] = 100,
@@ -433,25 +444,19 @@ def main(
     ] = False,
 ) -> None:
     """Run what the page needs, and write it."""
-    noted = store / "asked.json"
-    try:
-        if from_store:
-            if not noted.is_file():
-                raise InputError(f"{store} holds no finished run.\nRun it without --from-store.")
-            facts = json.loads(noted.read_text())
-            data = from_reference(facts["dialogues"])
-        else:
-            data = from_reference(dialogues)
-            facts = {"model": next(iter(named([model]))), "dialogues": dialogues}
-            loaded, processor = Source(model).load()
-            facts["layers"] = len(adapter_for(loaded).decoder_layers)
-            ask(loaded, processor, data, facts["layers"], store, batch)
-            noted.write_text(json.dumps(facts) + "\n")
-        write(Found([Store.existing(store / ANSWERS)], data), facts, out)
-        typer.echo(str(out / f"{PAGE}.md"))
-    except FoveateError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    if from_store:
+        facts = last_run(store)
+        data = from_reference(facts["dialogues"])
+    else:
+        data = from_reference(dialogues)
+        facts = {"model": next(iter(named([model]))), "dialogues": dialogues}
+        loaded, processor = Source(model).load()
+        facts["layers"] = len(adapter_for(loaded).decoder_layers)
+        ask(loaded, processor, data, facts["layers"], store, batch)
+        note(store / ASKED, facts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PAGE).write_text(page(Found([Store.existing(store / ANSWERS)], data), facts))
+    typer.echo(str(out / PAGE))
 
 
 def ask(
@@ -468,12 +473,6 @@ def ask(
         look(model, processor, data, reopened, batch)
     finally:
         reopened.close()
-
-
-def write(found: Found, facts: Table[str, Any], out: Path) -> None:
-    """The page."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{PAGE}.md").write_text(page(found, facts))
 
 
 if __name__ == "__main__":

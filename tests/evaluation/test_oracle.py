@@ -82,7 +82,7 @@ def test_slots_worth_most_come_first() -> None:
 def test_what_a_question_is_about() -> None:
     """An attribute is of one object, which has it; what is not there is nothing."""
     kinds: set[str] = set()
-    for each in from_reference(12):
+    for each in from_reference(8):
         assert each.scene is not None
         drawn = scene(*each.scene)
         for turn, asked in enumerate(each.turns):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -107,33 +109,36 @@ def test_what_a_ranking_finds_and_misses_by_hand() -> None:
 
 
 def run(folder: Path, out: Path, *more: str) -> Any:
-    given = ["--model", str(folder), "--dialogues", "3", "--batch", "2", "--out", str(out)]
+    given = ["--model", str(folder), "--dialogues", "2", "--batch", "2", "--out", str(out)]
     return CliRunner().invoke(stage_two.app, [*given, "--store", str(out / "store"), *more])
 
 
 def test_the_page_is_made_of_a_run_and_again_of_what_is_stored(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    short = [dataclasses.replace(each, turns=each.turns[:1]) for each in from_reference(2)]
+    monkeypatch.setattr(stage_two, "from_reference", lambda count: short)
+    monkeypatch.setattr(stage_two, "BUDGETS", {"50.0 %": KEEP})
+    monkeypatch.setattr(stage_two, "SMALL", KEEP)
+    brief = functools.partial(stage_two.answers, max_new_tokens=2)
+    monkeypatch.setattr(stage_two, "answers", brief)
     result = run(folder, tmp_path, "--from-store")
     assert result.exit_code == 2 and "holds no finished run" in result.output
     result = run(folder, tmp_path)
     assert result.exit_code == 0, result.output
-    text = (tmp_path / f"{stage_two.PAGE}.md").read_text()
-    assert "4 decoder layers, counted from 0, and 25 visual tokens. 3 dialogues" in text
+    text = (tmp_path / stage_two.PAGE).read_text()
+    assert "4 decoder layers, counted from 0, and 25 visual tokens. 2 dialogues" in text
     assert "out of reach" not in text and str(folder.parent) not in text
-    assert text.count(f"| {stage_two.SAYS['random']} | 0.") == 2
-    assert "| | before layer 1 | before layer 2 | before layer 3 |" in text
-    lines = text.splitlines()
-    assert [line[:5] for line in lines if line.startswith(("| 0 |", "| 3 |"))] == [
-        *("| 0 |", "| 3 |", "| 0 |", "| 3 |")
-    ]
-    # In layer 0 the states are the embeddings.
-    for line in (line for line in lines if line.startswith("| 0 |")):
+    assert f"| {stage_two.SAYS['random']} | 0.000 | +0.000 [+0.000, +0.000] |" in text
+    assert "| choice | before layer 1 | before layer 2 | before layer 3 |" in text
+    lines = [line for line in text.splitlines() if line[:4] in ("| 0 ", "| 3 ")]
+    assert [line[2] for line in lines] == ["0", "3", "0", "3"]
+    for line in lines:  # in layer 0 states are embeddings
         cells = line.split(" | ")
-        assert cells[1] == cells[2]
+        assert (cells[1] == cells[2]) or line[2] == "3"
     monkeypatch.setattr(Batch, "converse", None)  # nothing is asked again
     monkeypatch.setattr(stage_two, "attach", None)
     for more in ((), ("--from-store",)):
-        (tmp_path / f"{stage_two.PAGE}.md").unlink()
+        (tmp_path / stage_two.PAGE).unlink()
         assert run(folder, tmp_path, *more).exit_code == 0
-        assert (tmp_path / f"{stage_two.PAGE}.md").read_text() == text
+        assert (tmp_path / stage_two.PAGE).read_text() == text
