@@ -41,7 +41,8 @@ from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
 from foveate.training import data as training_data
 from foveate.training.learning import FOLDER
-from foveate.training.relevance import Pairs, Settings, label, overlap, train
+from foveate.training.pairs import Pairs
+from foveate.training.relevance import Settings, label, overlap, train
 
 DOCS = Path(__file__).parents[1] / "docs"
 BUDGETS = (0.5, 0.25, 0.1, 0.05)

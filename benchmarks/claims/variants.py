@@ -22,6 +22,7 @@ from foveate.evaluation.variants import Trained
 from foveate.fingerprint import of_bits
 from foveate.training import data, relevance
 from foveate.training.learning import FOLDER, random_start, train
+from foveate.training.pairs import Pairs
 from foveate.training.recipe import Recipe
 from foveate.training.start import pca_start
 from foveate.training.teacher import Teacher
@@ -85,7 +86,7 @@ def _metacompress(lesson: Lesson) -> None:
 def _relevance(lesson: Lesson) -> None:
     variant = lesson.wanted.variant
     assert variant is not None
-    pairs = relevance.Pairs(lesson.model, lesson.processor, lesson.cache / "pairs")
+    pairs = Pairs(lesson.model, lesson.processor, lesson.cache / "pairs")
     pairs.fill([*lesson.learn, *lesson.held])
     relevance.train(
         lesson.wanted.make(),  # type: ignore[arg-type]  # a variant's method is a learned one

@@ -71,7 +71,8 @@ def command(
     from foveate.predicting import KINDS, RelevancePredictor
     from foveate.relevance import Rule
     from foveate.training.data import examples, split
-    from foveate.training.relevance import Pairs, Settings, train
+    from foveate.training.pairs import Pairs
+    from foveate.training.relevance import Settings, train
 
     method = context.info_name
     assert method in METHODS
@@ -115,7 +116,8 @@ def command(
         f"from {type(chosen).__module__} import {type(chosen).__name__}",
         "from foveate.relevance import Rule",
         "from foveate.training import data",
-        "from foveate.training.relevance import Pairs, Settings, train",
+        "from foveate.training.pairs import Pairs",
+        "from foveate.training.relevance import Settings, train",
         "found = " + call("data.examples", repr(data), count=count, seed=seed),
         f"learn, held = data.split(found, {validation}, seed={seed})",
         f"method = {chosen!r}",

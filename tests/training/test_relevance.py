@@ -16,11 +16,10 @@ from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn
 from foveate.methods.relevance import Relevance
+from foveate.training.pairs import Pair, Pairs
 from foveate.training.relevance import (
     Examples,
     Learner,
-    Pair,
-    Pairs,
     Settings,
     collate,
     divergence,
