@@ -13,6 +13,7 @@ from rich.progress import Progress
 from benchmarks.claims import cls_attention, mappings, optima, relevances, variants
 from benchmarks.claims.kinds import KINDS, SCENES, kinds_of
 from benchmarks.claims.stored import note, share
+from foveate import drawing
 from foveate.cli.loading import Source
 from foveate.errors import InputError
 from foveate.evaluation import claims
@@ -160,7 +161,7 @@ def _draw_mappings(
     _drawn(
         folder / MAPPINGS,
         [[each.key for each in settings], [each.name for each in dialogues]],
-        lambda: mappings.draw(settings, model, processor, dialogues),
+        lambda path: mappings.draw(settings, model, processor, dialogues).savefig(path, dpi=DPI),
     )
 
 
@@ -175,13 +176,13 @@ def _draw_relevances(
     _drawn(
         folder / RELEVANCES,
         [[[each.key for each in row] for row in rows], [each.name for each in dialogues]],
-        lambda: relevances.draw(rows, model, processor, dialogues),
+        lambda path: drawing.save(relevances.draw(rows, model, processor, dialogues), path),
     )
 
 
-def _drawn(path: Path, of: Any, draw: Callable[[], Any]) -> None:
-    """Draw a figure unless it is there and of the same."""
+def _drawn(path: Path, of: Any, draw: Callable[[Path], Any]) -> None:
+    """Draw a picture unless it is there and of the same."""
     noted = path.with_suffix(".json")
     if not noted.exists() or json.loads(noted.read_text()) != of:
-        draw().savefig(path, dpi=DPI)
+        draw(path)
         note(noted, of)
