@@ -11,7 +11,6 @@ Answers are stored as they come: interrupted, the same command goes on. The page
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +19,10 @@ import numpy as np
 import typer
 from rich.progress import Progress
 
+from benchmarks.pages import ASKED, errors_told, last_run, note
 from foveate import catalog
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named, seeds_in
-from foveate.errors import FoveateError, InputError
 from foveate.evaluation import stats
 from foveate.evaluation.answering import BLIND, FULL, WRONG
 from foveate.evaluation.asking import Group
@@ -243,6 +242,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@errors_told()
 def main(
     model: Annotated[list[str] | None, typer.Option(help="Several for their mean.")] = None,
     all_seeds: Annotated[
@@ -259,26 +259,19 @@ def main(
     ] = False,
 ) -> None:
     """Run what the page needs, and write it."""
-    noted = store / "asked.json"
-    try:
-        if from_store:
-            if not noted.is_file():
-                raise InputError(f"{store} holds no finished run.\nRun it without --from-store.")
-            facts = json.loads(noted.read_text())
-            data = from_reference(facts["dialogues"])
-        else:
-            models = seeds_in(all_seeds) if all_seeds else named(model or ["reference"])
-            data = from_reference(dialogues)
-            with Progress(transient=True) as progress:
-                ask(models, data, store, batch, progress)
-            facts = {"models": list(models), "dialogues": dialogues}
-            noted.write_text(json.dumps(facts) + "\n")
-        found = Found([Store.existing(store / name / ANSWERS) for name in facts["models"]], data)
-        write(found, facts, out)
-        typer.echo(str(out / "discrimination.md"))
-    except FoveateError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    if from_store:
+        facts = last_run(store)
+        data = from_reference(facts["dialogues"])
+    else:
+        models = seeds_in(all_seeds) if all_seeds else named(model or ["reference"])
+        data = from_reference(dialogues)
+        with Progress(transient=True) as progress:
+            ask(models, data, store, batch, progress)
+        facts = {"models": list(models), "dialogues": dialogues}
+        note(store / ASKED, facts)
+    found = Found([Store.existing(store / name / ANSWERS) for name in facts["models"]], data)
+    write(found, facts, out)
+    typer.echo(str(out / "discrimination.md"))
 
 
 def write(found: Found, facts: Mapping[str, Any], out: Path) -> None:

@@ -22,12 +22,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.discrimination import Found
+from benchmarks.pages import ASKED, errors_told, last_run, note
 from foveate import relevance, saving
 from foveate.adapters import adapter_for
 from foveate.attach import attach
 from foveate.cli.loading import Source
 from foveate.compressor import DecoderMethod, Reads, VisualTokens
-from foveate.errors import FoveateError, InputError
 from foveate.evaluation.answering import FULL, Batch
 from foveate.evaluation.asking import Group
 from foveate.evaluation.compare import ANSWERS, answers
@@ -41,7 +41,8 @@ from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
 from foveate.training import data as training_data
 from foveate.training.learning import FOLDER
-from foveate.training.relevance import Pairs, Settings, label, overlap, train
+from foveate.training.pairs import Pairs
+from foveate.training.relevance import Settings, label, overlap, train
 
 DOCS = Path(__file__).parents[1] / "docs"
 BUDGETS = (0.5, 0.25, 0.1, 0.05)
@@ -332,6 +333,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@errors_told()
 def main(
     count: Annotated[int, typer.Option(help="Training scenes.", min=10)] = 2816,
     held: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 250,
@@ -346,36 +348,30 @@ def main(
     ] = False,
 ) -> None:
     """Look, train, ask, and write the page."""
-    noted, seen = store / "asked.json", store / "looked.json"
-    try:
-        if from_store:
-            if not noted.is_file():
-                raise InputError(f"{store} holds no finished run.\nRun it without --from-store.")
-            facts = json.loads(noted.read_text())
-            data = from_reference(facts["dialogues"])
-        else:
-            facts = {"count": count, "held": held, "looked": looked, "dialogues": dialogues}
-            data = from_reference(dialogues)
-            model, processor = Source("reference").load()
-            if not seen.is_file():
-                found_there = looks(model, processor, from_reference(looked, "validation"))
-                seen.parent.mkdir(parents=True, exist_ok=True)
-                seen.write_text(json.dumps(found_there) + "\n")
-            learn(store, model, processor, count, held)
-            asked = [Group(each) for each in groups(store).values()]
-            with Progress(transient=True) as progress:
-                answers(
-                    model, processor, data, asked, store / "answers", batch_size=25,
-                    progress=progress,
-                )  # fmt: skip
-            noted.write_text(json.dumps(facts) + "\n")
-        found = Found([Store.existing(store / "answers" / ANSWERS)], data)
-        text = page(found, store, facts, json.loads(seen.read_text()))
-        (out / "relevance.md").write_text(text)
-        typer.echo(str(out / "relevance.md"))
-    except FoveateError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    seen = store / "looked.json"
+    if from_store:
+        facts = last_run(store)
+        data = from_reference(facts["dialogues"])
+    else:
+        facts = {"count": count, "held": held, "looked": looked, "dialogues": dialogues}
+        data = from_reference(dialogues)
+        model, processor = Source("reference").load()
+        if not seen.is_file():
+            found_there = looks(model, processor, from_reference(looked, "validation"))
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            seen.write_text(json.dumps(found_there) + "\n")
+        learn(store, model, processor, count, held)
+        asked = [Group(each) for each in groups(store).values()]
+        with Progress(transient=True) as progress:
+            answers(
+                model, processor, data, asked, store / "answers", batch_size=25,
+                progress=progress,
+            )  # fmt: skip
+        note(store / ASKED, facts)
+    found = Found([Store.existing(store / "answers" / ANSWERS)], data)
+    text = page(found, store, facts, json.loads(seen.read_text()))
+    (out / "relevance.md").write_text(text)
+    typer.echo(str(out / "relevance.md"))
 
 
 if __name__ == "__main__":

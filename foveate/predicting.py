@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from foveate import ops
+from foveate import catalog, ops
 from foveate.compressor import VisualTokens
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.learned import LearnedCompressor
@@ -89,7 +89,7 @@ class RelevancePredictor(LearnedCompressor):
             raise StageNotAvailable(
                 f"This compressor was trained on {self.kinds[0]}s, and this is "
                 f"{'an image' if kind == 'image' else 'a video'}.\nTrain one for both: "
-                "foveate train relevance."
+                f"foveate train {catalog.name_of(self)}."
             )
         nets = self.module(tokens.features.device)
         assert isinstance(nets, nn.ModuleDict)

@@ -19,7 +19,6 @@ not there:
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +28,10 @@ from rich.progress import Progress
 from benchmarks.claims.kinds import SCENES, TILES
 from benchmarks.claims.page import write
 from benchmarks.claims.running import ask
-from benchmarks.claims.stored import note
+from benchmarks.pages import ASKED, errors_told, last_run, note
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named, seeds_in
-from foveate.errors import FoveateError, InputError, UnknownName
+from foveate.errors import InputError, UnknownName
 from foveate.evaluation import claims, stats
 from foveate.evaluation.variants import Bounds
 
@@ -47,6 +46,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@errors_told()
 def main(
     name: Annotated[str, typer.Argument(help="Of a page: docs/claims/NAME.toml.")],
     model: Annotated[
@@ -88,59 +88,53 @@ def main(
     ] = None,
 ) -> None:
     """Run what a page of claims needs, and write it."""
-    noted, source = store / name / "asked.json", folder / f"{name}.toml"
-    try:
-        if not source.is_file():
-            raise InputError(f"No claims {source}.\nExpected one of {_known(folder)}.")
-        if from_store:
-            if not noted.is_file():
-                raise InputError(f"{noted.parent} holds no run.\nRun it without --from-store.")
-            asked = json.loads(noted.read_text())
-        else:
-            bounds = Bounds(seeds, steps, learn)
-            page = claims.read(source, bounds)
-            if all_seeds is not None and model:
-                raise InputError("--all-seeds names the models; leave out --model.")
-            places = {
-                SCENES: named(model or ["reference"]) if all_seeds is None else seeds_in(all_seeds),
-                TILES: named(tiles) if tiles else {},
-            }
-            command = f"python -m benchmarks.claims {name} --dialogues {dialogues}"
-            command += f" --all-seeds {all_seeds.name}" if all_seeds is not None else ""
-            command += "".join(f" --model {each}" for each in places[SCENES] if model)
-            command += "".join(f" --tiles {each}" for each in places[TILES])
-            for option, bound in (("seeds", seeds), ("steps", steps), ("learn", learn)):
-                command += f" --{option} {bound}" if bound is not None else ""
-            asked = {
-                "dialogues": dialogues,
-                "command": command,
-                "bounds": dataclasses.asdict(bounds),
-                **{family: list(given) for family, given in places.items()},
-            }
-            if unknown := set(only or ()) - {each for given in places.values() for each in given}:
-                raise UnknownName("model", unknown.pop(), [*places[SCENES], *places[TILES]])
-            with Progress(transient=True) as progress:
-                for family, given in places.items():
-                    for each, place in given.items():
-                        if not only or each in only:
-                            folder_of = store / name
-                            ask(
-                                page,
-                                family,
-                                each,
-                                Source(place),
-                                dialogues,
-                                folder_of,
-                                batch,
-                                progress,
-                            )
-            if only:
-                return
-            note(noted, asked)
-        typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
-    except FoveateError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    source = folder / f"{name}.toml"
+    if not source.is_file():
+        raise InputError(f"No claims {source}.\nExpected one of {_known(folder)}.")
+    if from_store:
+        asked = last_run(store / name)
+    else:
+        bounds = Bounds(seeds, steps, learn)
+        page = claims.read(source, bounds)
+        if all_seeds is not None and model:
+            raise InputError("--all-seeds names the models; leave out --model.")
+        places = {
+            SCENES: named(model or ["reference"]) if all_seeds is None else seeds_in(all_seeds),
+            TILES: named(tiles) if tiles else {},
+        }
+        command = f"python -m benchmarks.claims {name} --dialogues {dialogues}"
+        command += f" --all-seeds {all_seeds.name}" if all_seeds is not None else ""
+        command += "".join(f" --model {each}" for each in places[SCENES] if model)
+        command += "".join(f" --tiles {each}" for each in places[TILES])
+        for option, bound in (("seeds", seeds), ("steps", steps), ("learn", learn)):
+            command += f" --{option} {bound}" if bound is not None else ""
+        asked = {
+            "dialogues": dialogues,
+            "command": command,
+            "bounds": dataclasses.asdict(bounds),
+            **{family: list(given) for family, given in places.items()},
+        }
+        if unknown := set(only or ()) - {each for given in places.values() for each in given}:
+            raise UnknownName("model", unknown.pop(), [*places[SCENES], *places[TILES]])
+        with Progress(transient=True) as progress:
+            for family, given in places.items():
+                for each, place in given.items():
+                    if not only or each in only:
+                        folder_of = store / name
+                        ask(
+                            page,
+                            family,
+                            each,
+                            Source(place),
+                            dialogues,
+                            folder_of,
+                            batch,
+                            progress,
+                        )
+        if only:
+            return
+        note(store / name / ASKED, asked)
+    typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
 
 
 if __name__ == "__main__":

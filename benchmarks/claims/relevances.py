@@ -16,7 +16,8 @@ from foveate.evaluation.data import Dialogue
 from foveate.evaluation.relevance_map import RelevanceMap
 from foveate.evaluation.settings import Setting
 from foveate.predicting import RelevancePredictor
-from foveate.training.relevance import label, predictions
+from foveate.training.pairs import predictions
+from foveate.training.relevance import label
 
 _SIDE, _FRAME = 192, 64  # pixels of a picture, and of each frame of a video
 _QUESTIONS = 2  # of each dialogue, each asked first

@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from benchmarks.claims import cls_attention, mappings, optima, relevances, variants
 from benchmarks.claims.kinds import KINDS, SCENES, kinds_of
-from benchmarks.claims.stored import note, share
+from benchmarks.claims.stored import share
+from benchmarks.pages import note
 from foveate import drawing
 from foveate.cli.loading import Source
 from foveate.errors import InputError

@@ -34,14 +34,6 @@ class Asked:
     facts: dict[str, Any]
 
 
-def note(path: Path, record: Any) -> None:
-    """Write a record whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
-
-
 def stored(store: Path, kind: str, names: Sequence[str]) -> list[Asked]:
     """What was noted of each model.
 

@@ -23,6 +23,7 @@ from foveate.fingerprint import of_bits
 from foveate.relevance import Rule
 from foveate.training import data, relevance
 from foveate.training.learning import FOLDER, random_start, train
+from foveate.training.pairs import Pairs
 from foveate.training.recipe import Recipe
 from foveate.training.start import pca_start
 from foveate.training.teacher import Teacher
@@ -91,9 +92,7 @@ def _relevance(lesson: Lesson) -> None:
     method: Any = lesson.wanted.make()  # a variant's method is a learned one
     recipe = dict(variant.recipe)
     rule = Rule(**{name: recipe.pop(name) for name in _RULE if name in recipe})
-    pairs = relevance.Pairs(
-        lesson.model, lesson.processor, lesson.cache / "pairs", method, rule=rule
-    )
+    pairs = Pairs(lesson.model, lesson.processor, lesson.cache / "pairs", method, rule=rule)
     pairs.fill([*lesson.learn, *lesson.held])
     relevance.train(
         method,

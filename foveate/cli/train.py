@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli import learn, options
+from foveate.cli import learn, options, train_relevance
 from foveate.cli.output import call, finish, folder_for
-from foveate.cli.train_relevance import relevance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +23,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train compressors, and the reference models.")
 app.command("metacompress")(learn.metacompress)
 app.command("optimal")(learn.optimal)
-app.command("relevance")(relevance)
+for _method, _says in train_relevance.METHODS.items():
+    app.command(
+        _method,
+        cls=train_relevance.Named,
+        help=f"{_says}\n\nThe model answers each question; of those that it answers right, "
+        "relevance and what the method is told are stored. Interrupted, the same command goes on.",
+    )(train_relevance.command)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other
 

@@ -1,22 +1,34 @@
-"""`foveate train relevance`: what a method is told, and relevance, and the net fitted to them."""
+"""`foveate train relevance | seek`: what a method is told, relevance, and the net fitted to them.
+
+One command for all methods that predict relevance; it trains the one that it is called by.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from foveate.cli import options
 from foveate.cli.output import call, finish, folder_for
 
-METHODS = ("relevance", "seek")
+# What each method's command says of it.
+METHODS = {
+    "relevance": "Train the explainability compressor, which predicts relevance, for a model.",
+    "seek": "Train foveate's own compressor, which reads the question, for a model.",
+}
 
 
-def relevance(
+class Named(TyperCommand):
+    """A command told its name by the context that Typer's annotations ask for."""
+
+    context_class = typer.Context
+
+
+def command(
+    context: typer.Context,
     model: options.Model = "reference",
-    method: Annotated[
-        str, typer.Option(help="relevance (the published one), or seek.")
-    ] = "relevance",
     data: options.Data = "scenes",
     count: options.Count = None,
     validation: options.Validation = 0.1,
@@ -45,7 +57,7 @@ def relevance(
     attn: options.Attn = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train a method that predicts relevance for a model.
+    """Train the method that the command is called by.
 
     The model answers each question; of those that it answers right, relevance and what the
     method is told are stored. Interrupted, the same command goes on.
@@ -55,15 +67,15 @@ def relevance(
 
     from foveate import catalog
     from foveate.cli.loading import Source
-    from foveate.errors import UnknownName
     from foveate.evaluation.settings import parse_method
     from foveate.predicting import KINDS, RelevancePredictor
     from foveate.relevance import Rule
     from foveate.training.data import examples, split
-    from foveate.training.relevance import Pairs, Settings, train
+    from foveate.training.pairs import Pairs
+    from foveate.training.relevance import Settings, train
 
-    if method not in METHODS:
-        raise UnknownName("method that predicts relevance", method, METHODS)
+    method = context.info_name
+    assert method in METHODS
     rule = Rule(weighting=weighting, relu=relu, explained=explained)
     settings = Settings(epochs=epochs, batch=batch, rate=rate, schedule=schedule, seed=seed)
     dialogues = examples(data, count, seed)
@@ -104,7 +116,8 @@ def relevance(
         f"from {type(chosen).__module__} import {type(chosen).__name__}",
         "from foveate.relevance import Rule",
         "from foveate.training import data",
-        "from foveate.training.relevance import Pairs, Settings, train",
+        "from foveate.training.pairs import Pairs",
+        "from foveate.training.relevance import Settings, train",
         "found = " + call("data.examples", repr(data), count=count, seed=seed),
         f"learn, held = data.split(found, {validation}, seed={seed})",
         f"method = {chosen!r}",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from foveate.attach.prompt import placed
 from foveate.errors import SavedFileError
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.settings import EACH, Keep, Setting
+from foveate.evaluation.told import of_pictures
 from foveate.mapping import Mapping
 
 NAME = "optimum"
@@ -71,8 +71,9 @@ class Optimum(Setting):
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:
         """What was found for the pictures of each dialogue; the model is not run."""
-        found: list[list[list[Mapping]]] = [[] for _ in dialogues]
-        for p in placed(model, inputs()):
-            file = self.file(dialogues[p.row].name, len(found[p.row]))
-            found[p.row].append([Mapping.load(file)])
-        return found
+        return of_pictures(
+            model,
+            inputs(),
+            dialogues,
+            lambda dialogue, picture: Mapping.load(self.file(dialogue.name, picture.index)),
+        )

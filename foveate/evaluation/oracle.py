@@ -17,11 +17,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from foveate import ops
-from foveate.attach.prompt import placed
+from foveate.attach.prompt import Placed
 from foveate.compressor import Grid, resolve_keep
 from foveate.errors import InputError
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.settings import Setting
+from foveate.evaluation.told import of_pictures
 from foveate.mapping import Mapping
 
 NAME = "oracle"
@@ -59,13 +60,14 @@ class Oracle(Setting):
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:
         """What to keep of the pictures of each dialogue; the model is not run."""
-        found: list[list[list[Mapping]]] = [[] for _ in dialogues]
-        assert self.keep is not None
-        for p in placed(model, inputs()):
-            shows = ground_truth(dialogues[p.row])
-            count = resolve_keep(self.keep, p.layout.n)
-            found[p.row].append([choose(shows, p.layout.grids, count)])
-        return found
+        keep = self.keep
+        assert keep is not None
+
+        def chosen(dialogue: Dialogue, picture: Placed) -> Mapping:
+            count = resolve_keep(keep, picture.layout.n)
+            return choose(ground_truth(dialogue), picture.layout.grids, count)
+
+        return of_pictures(model, inputs(), dialogues, chosen)
 
 
 def check(data: Sequence[Dialogue]) -> None:

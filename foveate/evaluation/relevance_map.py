@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from foveate import catalog, relevance
-from foveate.attach.prompt import placed
 from foveate.compressor import Compressor
 from foveate.errors import UnknownName
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.settings import Keep, Setting
+from foveate.evaluation.told import of_pictures
 from foveate.mapping import Mapping
 from foveate.relevance import Rule
 
@@ -75,10 +75,11 @@ class RelevanceMap(Setting):
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:
         """What to keep of the pictures of each dialogue; the full model answers for it."""
-        assert self.keep is not None
+        keep = self.keep
+        assert keep is not None
         given = inputs()
-        found: list[list[list[Mapping]]] = [[] for _ in dialogues]
         maps = relevance.explain(model, given, rule=self.rule(), max_new_tokens=max_new_tokens)
-        for p, values in zip(placed(model, given), maps, strict=True):
-            found[p.row].append([relevance.strongest(values, self.keep)])
-        return found
+        in_order = iter(maps)
+        return of_pictures(
+            model, given, dialogues, lambda *_: relevance.strongest(next(in_order), keep)
+        )

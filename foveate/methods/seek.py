@@ -23,7 +23,7 @@ The mapping:
     full model's answer. A token passes (1) once; only (4) compares tokens with each other.
 
 Needs:
-    Weights trained for the model (`foveate train relevance --method seek`). The question, and
+    Weights trained for the model (`foveate train seek`). The question, and
     where the slots lie in the picture.
 
 Differs from the paper's code:

@@ -1,4 +1,4 @@
-"""`foveate train relevance`: a compressor from dialogues in one command that goes on."""
+"""`foveate train relevance | seek`: a compressor from dialogues in one command that goes on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,32 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
-from foveate.cli import main
+from foveate import catalog
+from foveate.cli import main, train, train_relevance
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn, from_jsonl
+from foveate.learned import LearnedCompressor
+from foveate.predicting import RelevancePredictor
 from tests.families import checkpoints
 
 Capture = pytest.CaptureFixture[str]
 
 
-def test_it_trains_a_compressor_for_a_checkpoint(tmp_path: Path, capsys: Capture) -> None:
+def test_every_learned_method_has_the_command_that_errors_name() -> None:
+    learned = {name: catalog.method_class(name) for name in catalog.names()}
+    learned = {name: cls for name, cls in learned.items() if issubclass(cls, LearnedCompressor)}
+    assert set(learned) <= {each.name for each in train.app.registered_commands}
+    predicting = {name for name, cls in learned.items() if issubclass(cls, RelevancePredictor)}
+    assert set(train_relevance.METHODS) == predicting
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "told"),
+    [("relevance", "scaling=none", "scaling"), ("seek", "inner=16", "fields")],
+)
+def test_it_trains_a_compressor_for_a_checkpoint(
+    method: str, other: str, told: str, tmp_path: Path, capsys: Capture
+) -> None:
     folder = checkpoints.save("llava", tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -36,20 +53,23 @@ def test_it_trains_a_compressor_for_a_checkpoint(tmp_path: Path, capsys: Capture
     data = tmp_path / "mine.jsonl"
     data.write_text("\n".join(lines) + "\n")
     assert len(from_jsonl(data)) == 4
-    command = ["train", "relevance", "--model", str(folder), "--data", str(data), "--cpu"]
+    command = ["train", method, "--model", str(folder), "--data", str(data), "--cpu"]
     command += ["--out", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--json"]
     command += ["--max-new-tokens", "3", "--validation", "0.25"]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found["values"]) >= {"loss", "overlap at 25 %", "overlap at 25 %, attention"}
+    assert set(found["values"]) >= {"loss", "overlap at 25 %"}
+    attention = "overlap at 25 %, attention" in found["values"]
+    assert attention == (method == "relevance")  # the other is not told any
     names: dict[str, Any] = {}
     exec("\n".join(found["python"]), names)  # the record would refuse another training
     assert names["trained"].values == found["values"]
-    method = foveate.load(found["compressor"], model=model)
-    assert getattr(method, "kinds") == ("image",)  # noqa: B009  (of a learned one)
-    with foveate.attach(model, method, keep=5):
+    made = foveate.load(found["compressor"], model=model)
+    assert type(made) is catalog.method_class(method)
+    assert getattr(made, "kinds") == ("image",)  # noqa: B009  (of a learned one)
+    with foveate.attach(model, made, keep=5):
         pass
-    assert main([*command, "--set", "scaling=none"]) != 0
-    assert "scaling" in capsys.readouterr().err
+    assert main([*command, "--set", other]) != 0
+    assert told in capsys.readouterr().err
     assert main([*command, "--out", str(data)]) == 1
     assert "is a file; --out needs a folder" in capsys.readouterr().err

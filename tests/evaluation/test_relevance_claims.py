@@ -25,7 +25,7 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.settings import parse_method
 from foveate.methods.relevance import Relevance
 from foveate.training.learning import FOLDER
-from foveate.training.relevance import Pairs
+from foveate.training.pairs import Pairs
 from tests.evaluation.test_turns import DATA
 from tests.evaluation.test_variants import of_no_kind
 from tests.families import checkpoints

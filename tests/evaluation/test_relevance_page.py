@@ -13,7 +13,7 @@ import foveate
 from benchmarks import relevance
 from foveate.evaluation.answering import Batch
 from foveate.training.learning import FOLDER
-from foveate.training.relevance import observations
+from foveate.training.pairs import observations
 from tests.evaluation.test_turns import dialogue
 from tests.families import checkpoints
 from tests.families.models import FAMILIES

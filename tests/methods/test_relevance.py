@@ -12,7 +12,7 @@ import foveate
 from foveate.attach.prompt import placed
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.relevance import Predictor, Relevance, observed, scaled
-from foveate.training.relevance import observations
+from foveate.training.pairs import observations
 from tests.families.models import FAMILIES
 from tests.methods.given import look, rows, tokens
 

@@ -17,17 +17,15 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn
 from foveate.methods.relevance import Relevance
 from foveate.methods.seek import Seek
+from foveate.training.pairs import Pair, Pairs, predictions
 from foveate.training.relevance import (
     Examples,
     Learner,
-    Pair,
-    Pairs,
     Settings,
     collate,
     divergence,
     label,
     overlap,
-    predictions,
     train,
 )
 from tests.evaluation.test_turns import dialogue

@@ -1,0 +1,259 @@
+"""Pairs that methods which predict relevance learn from: what they are told, and relevance."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping as Table
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foveate import catalog, relevance
+from foveate.attach import attach
+from foveate.attach.prompt import Placed, placed
+from foveate.compressor import Compressor, Reads, Stage, VisualTokens
+from foveate.evaluation import fingerprints
+from foveate.evaluation.answering import Batch
+from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.fingerprint import of_weights
+from foveate.mapping import Mapping
+from foveate.methods.relevance import Relevance
+from foveate.predicting import RelevancePredictor
+from foveate.relevance import Rule
+from foveate.training.teacher import is_whole, read_tensors, write_tensors
+
+FORMAT = "2"
+LIMIT = 1500  # visual tokens of a sample, as in the paper
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """One picture of one question that the model answered right.
+
+    Attributes:
+        seen: what the method observed (`RelevancePredictor.observe`).
+        relevance: (n,) R_v, of the answer.
+        is_video: whether it is a video.
+    """
+
+    seen: Table[str, Tensor]
+    relevance: Float[Tensor, " n"]
+    is_video: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watching(Compressor):
+    """Keeps everything, and notes something of what a method would be told."""
+
+    method: RelevancePredictor
+    look: Callable[[VisualTokens], Any]
+    noted: list[Any] = dataclasses.field(default_factory=list)
+
+    @property
+    def stage(self) -> Stage:  # type: ignore[override]
+        return self.method.stage
+
+    @property
+    def reads(self) -> frozenset[Reads]:  # type: ignore[override]
+        return self.method.reads
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.method.layers
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+        self.noted.append(self.look(tokens))
+        return Mapping.identity(tokens.n)
+
+
+@torch.no_grad()
+def _watched(
+    method: RelevancePredictor,
+    look: Callable[[VisualTokens], Any],
+    model: Any,
+    inputs: dict[str, Any],
+    processor: Any,
+) -> list[Any]:
+    watching = _Watching(method, look)
+    with attach(model, watching, processor=processor, _force=True):
+        model(**inputs, use_cache=False)
+    return watching.noted
+
+
+def observations(
+    method: RelevancePredictor, model: Any, inputs: dict[str, Any], processor: Any = None
+) -> list[dict[str, Tensor]]:
+    """What a method is told of each picture, row by row, as if it were attached.
+
+    Args:
+        method: with or without parameters.
+        model, inputs: the model and its inputs.
+        processor: leaves the chat template's tokens out of the question.
+    """
+
+    def look(tokens: VisualTokens) -> dict[str, Tensor]:
+        return {name: x.detach().cpu() for name, x in method.observe(tokens).items()}
+
+    return _watched(method, look, model, inputs, processor)
+
+
+def predictions(
+    method: RelevancePredictor, model: Any, inputs: dict[str, Any], processor: Any = None
+) -> list[Float[Tensor, " n"]]:
+    """R~ of Eq. 2, what a method predicts of each picture, row by row; it sums to one.
+
+    Args:
+        method: with parameters, or with some that are shipped for the model.
+        model, inputs, processor: as `observations` takes them.
+    """
+    fitted = method.fitted(model)
+    assert isinstance(fitted, RelevancePredictor)
+
+    def look(tokens: VisualTokens) -> Tensor:
+        return fitted.score(tokens).softmax(-1).cpu()
+
+    return _watched(fitted, look, model, inputs, processor)
+
+
+class Pairs:
+    """What a method is told, and relevance, of dialogues; on disk, each turn is a sample.
+
+    Earlier turns stand in the conversation with the model's own answers. Only turns that it
+    answers right count, and only prompts of at most `limit` visual tokens.
+
+    Args:
+        model, processor: as loaded, in evaluation mode.
+        folder: where the files are; made if absent. Every file's name is a hash of all that it
+            depends on, so a folder may serve several runs, and an interrupted one goes on.
+        method: whose pairs they are; no field of it matters.
+        rule: how relevance is computed.
+        limit: visual tokens of a prompt.
+        max_new_tokens: the longest answer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        folder: str | Path,
+        method: RelevancePredictor | None = None,
+        *,
+        rule: Rule | None = None,
+        limit: int = LIMIT,
+        max_new_tokens: int = 16,
+    ) -> None:
+        self.model, self.processor, self.folder = model, processor, Path(folder)
+        self.method = method or Relevance()
+        self.rule, self.limit, self.max_new_tokens = rule or Rule(), limit, max_new_tokens
+        self._identity = {
+            "format": FORMAT,
+            "method": catalog.name_of(self.method),
+            "model": of_weights(model),
+            "dtype": str(model.dtype),
+            "processor": fingerprints.processor(processor),
+            "rule": dataclasses.asdict(self.rule),
+            "limit": limit,
+            "max_new_tokens": max_new_tokens,
+        }
+
+    def file(self, dialogue: Dialogue) -> Path:
+        """Where the pairs of a dialogue are."""
+        text = json.dumps([self._identity, fingerprint([dialogue])], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+    def fill(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        batch_size: int = 8,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Compute and store what is not there yet.
+
+        Args:
+            dialogues: all that will be trained or measured on.
+            batch_size: of them run at a time.
+            done: given how many more dialogues are there.
+        """
+        missing = [each for each in dialogues if not is_whole(self.file(each))]
+        done(len(dialogues) - len(missing))
+        for is_video in (False, True):  # a batch of prompts is of one kind
+            kind = [each for each in missing if each.is_video == is_video]
+            for start in range(0, len(kind), batch_size):
+                part = kind[start : start + batch_size]
+                self._compute(part)
+                done(len(part))
+
+    def read(self, dialogues: Iterable[Dialogue]) -> list[Pair]:
+        """What was stored of these dialogues.
+
+        Raises:
+            SavedFileError: a file is not there, or cut off.
+        """
+        found = []
+        for each in dialogues:
+            tensors, metadata = read_tensors(self.file(each))
+            for i, picture in enumerate(json.loads(metadata["pictures"])):
+                begins = {f"picture.{picture}.", f"pair.{i}."}
+                seen = {
+                    name.removeprefix(begin): x
+                    for begin in begins
+                    for name, x in tensors.items()
+                    if name.startswith(begin)
+                }
+                found.append(Pair(seen, tensors[f"relevance.{i}"], each.is_video))
+        return found
+
+    def _compute(self, dialogues: Sequence[Dialogue]) -> None:
+        pictures = [each.load() for each in dialogues]
+        batch = Batch(
+            self.model, self.processor, dialogues, pictures, frozenset(), self.max_new_tokens
+        )
+        said: list[list[str]] = [[] for _ in dialogues]
+        found: list[list[tuple[int, Pair]]] = [[] for _ in dialogues]
+        for turn in range(max(len(each.turns) for each in dialogues)):
+            rows = [i for i, each in enumerate(dialogues) if len(each.turns) > turn]
+            inputs = batch.inputs(rows, turn, [said[row] for row in rows])
+            answers = relevance.own_answers(self.model, inputs, self.max_new_tokens)
+            texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                said[row].append(text.strip())
+            there = placed(self.model, inputs)
+            if not any(
+                self._counts(dialogues[row], turn, said[row], there, i)
+                for i, row in enumerate(rows)
+            ):
+                continue
+            maps = relevance.explain(self.model, inputs, answers, rule=self.rule)
+            seen = observations(self.method, self.model, inputs, self.processor)
+            before: dict[int, int] = {}  # pictures of each row
+            for p, told, r in zip(there, seen, maps, strict=True):
+                row, picture = rows[p.row], before.get(p.row, 0)
+                before[p.row] = picture + 1
+                if self._counts(dialogues[row], turn, said[row], there, p.row):
+                    found[row].append((picture, Pair(told, r, p.is_video)))
+        for dialogue, pairs, texts in zip(dialogues, found, said, strict=True):
+            tensors = {}
+            for i, (picture, each) in enumerate(pairs):
+                tensors[f"relevance.{i}"] = each.relevance
+                for name, x in each.seen.items():
+                    begin = f"picture.{picture}" if name in self.method.of_picture else f"pair.{i}"
+                    tensors.setdefault(f"{begin}.{name}", x.contiguous())
+            known = {
+                "answers": json.dumps(texts),
+                "pictures": json.dumps([picture for picture, _ in pairs]),
+            }
+            write_tensors(self.file(dialogue), tensors, known)
+
+    def _counts(
+        self, dialogue: Dialogue, turn: int, said: Sequence[str], there: Sequence[Placed], row: int
+    ) -> bool:
+        """Whether a turn is answered right and its prompt not too long."""
+        tokens = sum(p.layout.n for p in there if p.row == row)
+        return dialogue.turns[turn].right(said[turn]) and 0 < tokens <= self.limit
