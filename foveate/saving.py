@@ -121,8 +121,11 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
         version, name, fields = record["format"], record["method"], record["fields"]
         wanted = record.get("model")
         # What has another shape is no such file, whatever it says.
-        if not isinstance(name, str) or type(fields) is not dict or type(wanted or {}) is not dict:
+        known = {} if wanted is None else wanted
+        if not isinstance(name, str) or type(fields) is not dict or type(known) is not dict:
             raise TypeError("its parts are of other types")
+        if known.get("weights") is not None and type(known["hidden_size"]) is not int:
+            raise TypeError("its weights are of no width")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SavedFileError(
             f"{file} is no saved compressor ({error}).\nSave it again with foveate.save."

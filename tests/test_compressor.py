@@ -149,6 +149,11 @@ def test_an_average_that_cannot_be_met_is_refused_with_the_lowest_one() -> None:
 def test_reading_the_question_makes_a_method_prompt_aware() -> None:
     assert First().prompt_aware
     assert not type("Blind", (First,), {"reads": frozenset()})().prompt_aware
+    aware = {
+        each for each in Reads if type("One", (First,), {"reads": frozenset({each})})().prompt_aware
+    }
+    picture = {Reads.ENCODER, Reads.EMBEDDINGS, Reads.ATTENTION, Reads.KEYS, Reads.WIDE, Reads.CLS}
+    assert set(Reads) - aware == picture | {Reads.START}
 
 
 def test_defaults_say_no_layers_and_no_count() -> None:

@@ -163,15 +163,16 @@ def test_initialising_leaves_the_random_state_alone() -> None:
     assert dataclasses.replace(first, dim=8) != first
 
 
+@pytest.mark.parametrize("part", ["README.md", "compressor.safetensors", "compressor.json"])
 def test_a_save_that_is_cut_off_leaves_no_weights_under_another_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = FAMILIES["llava"].build()
     foveate.save(fresh("metacompress", model, seed=1), tmp_path, model=model)
     replace = os.replace
 
     def cut(source: Path, target: Path) -> None:
-        if Path(target).name == "compressor.json":
+        if Path(target).name == part:
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -181,6 +182,21 @@ def test_a_save_that_is_cut_off_leaves_no_weights_under_another_record(
         foveate.save(fresh("metacompress", other, seed=2), tmp_path, model=other)
     with pytest.raises(SavedFileError, match="holds no saved compressor"):
         foveate.load(tmp_path, model=model)
+
+
+def test_parameters_may_lie_in_memory_as_they_like(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    method = fresh("metacompress", model)
+    assert method.net is not None
+    for parameter in method.net.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    assert not all(parameter.is_contiguous() for parameter in method.net.parameters())
+    foveate.save(method, tmp_path, model=model)
+    loaded = foveate.load(tmp_path)
+    assert isinstance(loaded, MetaCompress) and loaded.net is not None
+    for a, b in zip(method.net.parameters(), loaded.net.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_an_older_one_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import foveate
 from foveate import relevance
 from foveate.errors import InputError, UnknownName
-from foveate.relevance import Rule
+from foveate.relevance import Rule, _Maps
 from tests.families.models import FAMILIES, VIDEO_FAMILIES
 from tests.laws.laws import Case, answered, assert_same_state, snapshot
 
@@ -105,6 +105,15 @@ def test_rows_together_and_alone() -> None:
     for a, b, c in zip(together, other, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
         torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+def test_a_window_where_there_is_no_mask() -> None:
+    """Two tokens long: a token sees itself and the one before it, both alike."""
+    maps = _Maps(None, 1.0, 2)
+    ((which, found),) = maps.blocks(0, torch.zeros(1, 4, 1), torch.zeros(1, 4, 1))
+    assert which.tolist() == [0, 1, 2, 3]
+    expected = [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]]
+    assert found.tolist() == [expected]
 
 
 def test_the_models_own_answer_is_what_it_generates() -> None:

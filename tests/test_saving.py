@@ -62,6 +62,23 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ("text_config", "hidden_size"),
+        ("text_config", "num_hidden_layers"),
+        ("vision_config", "hidden_size"),
+    ],
+)
+def test_a_model_of_other_sizes_is_refused(part: str, field: str, tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(catalog.make("pool"), tmp_path, model=model)
+    config = getattr(model.config, part)
+    setattr(config, field, getattr(config, field) + 1)
+    with pytest.raises(SavedFileError, match=rf"another model: \w*{field} \d+ \(here \d+\)\."):
+        foveate.load(tmp_path, model=model)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is no saved compressor"),
@@ -70,7 +87,13 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         ('{"format": 1, "method": "pool", "fields": [1]}', "is no saved compressor"),
         ('{"format": 1, "method": 3, "fields": {}}', "is no saved compressor"),
         ('{"format": 1, "method": "pool", "fields": {}, "model": "x"}', "is no saved compressor"),
+        ('{"format": 1, "method": "pool", "fields": {}, "model": ""}', "is no saved compressor"),
+        (
+            '{"format": 1, "method": "metacompress", "fields": {}, "model": {"weights": "x"}}',
+            "is no saved compressor",
+        ),
         ('{"format": 99, "method": "pool", "fields": {}}', "format 99"),
+        ('{"format": 0, "method": "pool", "fields": {}}', "format 0"),
     ],
 )
 def test_a_broken_file_is_refused(content: str, message: str, tmp_path: Path) -> None:

@@ -228,8 +228,12 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise InputError(f'{where}: "turns" must be a list of questions with answers.')
+    given = record.get("id")
     return Dialogue(
-        str(record.get("id", name)), pictures, tuple(turn(t, where) for t in turns), is_video
+        name if given is None else str(given),
+        pictures,
+        tuple(turn(t, where) for t in turns),
+        is_video,
     )
 
 

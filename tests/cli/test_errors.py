@@ -11,6 +11,8 @@ import transformers
 from PIL import Image
 
 from foveate.cli import main
+from foveate.cli.output import call, folder_for
+from foveate.errors import InputError
 from foveate.evaluation.answering import Batch
 
 Folder = Callable[[str], str]
@@ -84,6 +86,27 @@ def test_images(name: str, message: str, capsys: Capture) -> None:
 def test_a_place_where_nothing_can_be_written(command: list[str], capsys: Capture) -> None:
     Path("afile").write_text("no folder")
     assert "afile" in refused(capsys, *command)
+
+
+def test_the_folder_that_was_said_or_one_of_its_own() -> None:
+    assert folder_for(None, "train", "mine") == Path("output/train/mine")
+    assert folder_for(Path("said"), "train", "mine") == Path("said")
+    Path("afolder").mkdir()
+    assert folder_for(Path("afolder")) == Path("afolder")
+    Path("afile").write_text("no folder")
+    with pytest.raises(InputError, match="afile is a file; --out needs a folder"):
+        folder_for(Path("afile"))
+
+
+def test_a_call_as_source_leaves_out_what_is_not_said() -> None:
+    found = call("f", "model", "'a'", keep=0.25, seed=0, relu=False, count=None)
+    assert found == "f(model, 'a', keep=0.25, seed=0, relu=False)"
+    assert call("f", **{"fastv.layer": 2, "keep": 3}) == "f(**{'fastv.layer': 2}, keep=3)"
+
+
+@pytest.mark.parametrize("share", ["-0.1", "0.95"])
+def test_a_share_to_validate_on_is_a_share(share: str, capsys: Capture) -> None:
+    refused(capsys, "train", "metacompress", "--validation", share, status=2)
 
 
 def test_no_length_at_all(capsys: Capture) -> None:

@@ -72,7 +72,18 @@ def test_other_pictures_have_no_ground_truth() -> None:
     with pytest.raises(InputError, match="shipped scenes only") as error:
         ground_truth(mine)
     assert len(str(error.value).splitlines()) <= 4
-    assert ground_truth(from_reference(1)[0]).any()
+    (one,) = from_reference(1)
+    assert np.array_equal(ground_truth(one), scene(0, "test").owners != 0)
+    assert ground_truth(one).any() and not ground_truth(one).all()
+
+
+def test_a_share_is_of_all_rasters_of_a_picture() -> None:
+    family = FAMILIES["llava_next"]
+    model, inputs = family.build(), family.inputs(rows=1)
+    (found,) = placed(model, inputs)
+    assert len(found.layout.grids) > 1
+    (((mapping,),),) = Oracle(keep=0.5).told(model, from_reference(1), lambda: inputs, 4)
+    assert mapping.n == found.layout.n and mapping.m == (found.layout.n + 1) // 2
 
 
 def test_its_answers_go_by_a_key_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,13 +168,19 @@ def test_data_from_a_file(tmp_path: Path) -> None:
     assert found[2].turns == (Turn("?", ("x", "y")),)
 
 
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    lines = [{**GOOD, "id": None}, {**GOOD, "id": 0}, {**GOOD, "id": None}]
+    assert [each.name for each in from_jsonl(write(tmp_path, *lines))] == ["1", "0", "3"]
+
+
 def test_one_answer_is_no_list_of_letters(tmp_path: Path) -> None:
     turns = [
         {"question": "?", "answers": "blue"},
         {"question": "?", "answers": None, "answer": "x"},
+        {"question": "?", "answers": ["x", "y"], "answer": "x"},  # all that count as right
     ]
     (found,) = from_jsonl(write(tmp_path, {**GOOD, "turns": turns}))
-    assert found.turns == (Turn("?", ("blue",)), Turn("?", ("x",)))
+    assert found.turns == (Turn("?", ("blue",)), Turn("?", ("x",)), Turn("?", ("x", "y")))
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
@@ -221,10 +228,24 @@ def test_the_fingerprint_sees_questions_answers_and_pictures() -> None:
         Dialogue("a", (image,), (Turn("?", ("y",)),)),
         Dialogue("a", (Image.new("RGB", (4, 4), (1, 0, 0)),), (Turn("?", ("x",)),)),
         Dialogue("b", (image,), (Turn("?", ("x",)),)),
+        Dialogue("a", (image,), (Turn("?", ("x",)),), is_video=True),
     ]
     found = {fingerprint([each]) for each in [base, *others]}
-    assert len(found) == 4
+    assert len(found) == 5
     assert fingerprint([base]) == fingerprint([base])
+
+
+def test_the_fingerprint_sees_that_a_file_has_changed(tmp_path: Path) -> None:
+    """By the time of it: files of one size may show different things."""
+    file = tmp_path / "a.png"
+    file.write_bytes(b"one")
+    of = [Dialogue("a", (file,), (Turn("?", ("x",)),))]
+    before = fingerprint(of)
+    os.utime(file, ns=(0, file.stat().st_mtime_ns))
+    assert fingerprint(of) == before
+    file.write_bytes(b"two")
+    os.utime(file, ns=(0, 10**18))
+    assert fingerprint(of) != before
 
 
 def test_a_palette_belongs_to_what_a_picture_shows() -> None:

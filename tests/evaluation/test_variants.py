@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks.claims import __main__ as command
@@ -21,6 +22,7 @@ from foveate.evaluation.claims import Side, read
 from foveate.evaluation.optimum import Optimum
 from foveate.evaluation.variants import Bounds, Trained, Variant
 from foveate.evaluation.variants import read as read_variants
+from foveate.mapping import Mapping
 from foveate.training import learning
 from tests.families import checkpoints
 from tests.families.models import FAMILIES
@@ -93,11 +95,21 @@ def test_seeds_are_draws_of_one_side_and_places_do_not_name_answers(tmp_path: Pa
         _ = Side("variant:one", prepared=one).keys
 
 
+def test_what_reads_no_prompt_is_asked_in_one_way() -> None:
+    (blind,) = read_variants({"one": FIRST}).values()
+    aware = Variant("a", "b", 'relevance:kinds=["image"]')
+    assert {each.turns for each in blind.settings(0.1, "first")} == {"each"}
+    ((each,), (first,)) = aware.settings(0.1), aware.settings(0.1, "first")
+    assert (each.turns, first.turns) == ("each", "first") and each.key != first.key
+
+
 def test_bounds_are_the_most_that_is_trained() -> None:
     (one,) = read_variants({"one": FIRST}).values()
     small = one.bounded(Bounds(seeds=1, steps=4, dialogues=10))
     assert (small.seeds, small.dialogues) == (1, 10) and dict(small.recipe)["steps"] == 4
     assert one.bounded(Bounds(5, 500, 500)) == one == one.bounded(Bounds())
+    passes = dataclasses.replace(one, recipe=(("epochs", 100), ("batch", 100)))
+    assert passes.bounded(Bounds(steps=4)).recipe == (("epochs", 4), ("batch", 100))
 
 
 PAGE = """
@@ -256,7 +268,23 @@ def test_the_optimum_has_to_be_found_first() -> None:
     few, many = Optimum(keep=0.1, steps=2), Optimum(keep=0.1)
     assert few.key != many.key
     assert few.at(Path("a")).folder != many.at(Path("a")).folder
+    more = Optimum(keep=0.2, steps=2)
+    assert more.key != few.key and more.at(Path("a")).folder != few.at(Path("a")).folder
     assert few.at(Path("a")).key == few.key
+
+
+def test_every_picture_is_told_what_was_found_for_it(tmp_path: Path) -> None:
+    """Two dialogues, of one picture and of two: slot 3 for the first one, then 5 and 7."""
+    family = FAMILIES["llava"]
+    setting = Optimum(keep=1).at(tmp_path)
+    files = [setting.file("a"), setting.file("b", 0), setting.file("b", 1)]
+    files[0].parent.mkdir()
+    for file, slot in zip(files, (3, 5, 7), strict=True):
+        Mapping.select(torch.tensor([slot]), 25).save(file)
+    asked = [Dialogue(name, (), ()) for name in "ab"]
+    inputs = family.inputs(images_per_row=[1, 2])
+    told = setting.told(family.build(), asked, lambda: inputs, 4)
+    assert [[p.anchors.tolist() for (p,) in each] for each in told] == [[[3]], [[5], [7]]]
 
 
 def test_a_training_is_one_function_of_a_lesson() -> None:

@@ -203,6 +203,12 @@ def test_stage_one_leaves_ratio_times_the_budget_at_most_all() -> None:
     assert Polymorphic().budgets(576, None, 32) == (None, None)
 
 
+def test_stage_one_leaves_no_more_than_the_first_layers_may_run_on() -> None:
+    # Four layers on 5 tokens are 20; two of them on 9, and one token in each of the others.
+    assert Polymorphic(at=(2, 3)).budgets(25, 5, 4) == (9, 5)
+    assert Polymorphic(at=(2, 3)).budgets(25, 1, 4) == (1, 1)
+
+
 def test_one_stage_alone_gets_the_whole_budget() -> None:
     assert Polymorphic(stages="merge").budgets(576, 64, 32) == (64,)
     assert Polymorphic(stages="prune").budgets(576, 64, 32) == (64,)

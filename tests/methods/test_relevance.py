@@ -73,6 +73,14 @@ def test_the_net_of_its_kind_ranks(is_video: bool, keep: int, kept: list[int] | 
     assert mapping.anchors.tolist() == (kept or [0, 1, 2, 3])
 
 
+def test_the_net_is_given_the_scaled_attention() -> None:
+    """As in its training: times four, or divided by the mean."""
+    received = rows(0.6, 0.3, 1.3, 0.5) / 4
+    torch.testing.assert_close(made(scaling="count").score(picture()), 4 * received)
+    share = made(scaling="share").score(picture())
+    torch.testing.assert_close(share, received / (2.7 / 16))
+
+
 def test_the_net_by_hand() -> None:
     net = Predictor((2, 1), 3)
     filled(net, [1, 0, 0], 1, 2)  # each layer moves everything one place to the right

@@ -239,6 +239,8 @@ def test_heads_that_look_at_the_picture_most_are_averaged() -> None:
     assert order(placed(*HEADS), heads=0.5) == [2, 1, 0, 3]  # A and B: 0.3, 0.4, 0.5
     assert order(placed(*HEADS), heads=0.25) == [0, 1, 2, 3]  # A; the lower of two alike
     assert order(placed(*HEADS), heads=0.01) == [0, 1, 2, 3]  # one at least
+    assert order(placed(*HEADS), heads=0.3) == [0, 1, 2, 3]  # 1.2 are one
+    assert order(placed(*HEADS), heads=0.4) == [2, 1, 0, 3]  # 1.6 are two
 
 
 def test_heads_are_chosen_by_what_was_corrected() -> None:

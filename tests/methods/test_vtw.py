@@ -68,6 +68,9 @@ def test_an_average_below_one_layer_is_refused() -> None:
         "keep=17 cannot be reached: layer 0 of 32 already runs on all 576 tokens.",
         "The lowest average with a withdrawal at layer 1 is 18; use that.",
     ]
+    # A layer of 5 is 51.2 of 256: 51 stands for that, so the next higher one is not the lowest.
+    with pytest.raises(BudgetError, match="layer 1 is 51; use that"):
+        VTW().steps(256, 50, 5)
 
 
 def test_a_given_layer_is_the_only_one() -> None:

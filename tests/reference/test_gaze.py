@@ -202,6 +202,25 @@ def test_folded_whitening_takes_raw_features() -> None:
     assert whitening(raw).mean(0).abs().max() < 1e-3
 
 
+def test_a_direction_without_any_variance_stays_small() -> None:
+    """Variances 9 and 0, 4.5 on average: a floor of 0.15^2 of that is added to both."""
+    whitening = Whitening.of(torch.tensor([[8.0, 5.0], [2.0, 5.0]]))
+    assert whitening.mean.tolist() == [5.0, 5.0]
+    scales = torch.tensor([(9 + 0.0225 * 4.5) ** -0.5, (0.0225 * 4.5) ** -0.5])
+    torch.testing.assert_close(whitening.matrix, torch.diag(scales))
+
+
+def test_an_unfolded_layer_says_of_white_features_what_it_said_of_raw_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(500, 3, generator=generator) @ torch.randn(3, 3, generator=generator) + 7
+    whitening = Whitening.of(raw)
+    linear = nn.Linear(3, 2)
+    with torch.no_grad():
+        expected = linear(raw)
+        whitening.unfold(linear)
+        torch.testing.assert_close(linear(whitening(raw)), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_patch_targets_tell_apart_what_a_word_tells_apart() -> None:
     drawn = scene(0, "validation")
     labels, offsets = patch_labels([drawn.layout], torch.from_numpy(drawn.owners)[None], 16)

@@ -17,7 +17,12 @@ from foveate.reference.clips import clip
 from foveate.reference.data import pixel_values
 from foveate.reference.forms import CLIPS, OVERVIEWS, TILED, Form, Tiled
 from foveate.reference.language_stage import packed_loss
-from foveate.reference.onevision import VIEW_GRID, load_tiles_processor
+from foveate.reference.onevision import (
+    VIEW_GRID,
+    build_tiles_model,
+    load_tiles_processor,
+    start_from,
+)
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.questions import Question
 from foveate.reference.tiled import tiled_dialogue, tiled_scene
@@ -154,6 +159,42 @@ def test_it_begins_with_what_the_reference_says(start: Path, tmp_path: Path) -> 
     torch.manual_seed(2)
     other = packed_loss(build_model(64, 2, 64, 2), visual, packed)[1]
     assert not torch.allclose(other, said, atol=1e-2)
+
+
+def test_what_the_reference_does_not_know_begins_as_large_as_the_rest() -> None:
+    source = build_model(64, 2, 64, 2)
+    with torch.no_grad():
+        source.get_input_embeddings().weight.normal_(0, 3.0)
+        source.lm_head.weight.normal_(0, 0.5)
+    model = build_tiles_model(64, 2, 64, 2)
+    start_from(model, source)
+    model.requires_grad_(False)
+    known = len(source.lm_head.weight)
+    embedded, head = model.get_input_embeddings().weight, model.lm_head.weight
+    assert torch.equal(embedded[:known], source.get_input_embeddings().weight)
+    assert torch.equal(head[:known], source.lm_head.weight)
+    assert embedded[known:].std() == pytest.approx(3.0, rel=0.1)
+    torch.testing.assert_close(head[known:], embedded[known:] / 6, rtol=0.02, atol=0)
+    assert model.model.image_newline.std() == pytest.approx(3.0, rel=0.3)
+
+
+def test_only_heads_that_are_copies_are_told_apart() -> None:
+    """Two groups of two heads in each layer, of which the first two alone are alike."""
+    model = build_tiles_model(64, 2, 128, 2)
+    source = build_model(64, 2, 128, 2)
+    with torch.no_grad():
+        for block in source.model.language_model.layers:
+            queries = block.self_attn.q_proj.weight.unflatten(0, (2, 2, 32))
+            queries[0, 1] = queries[0, 0]
+    start_from(model, source)
+    layers = (model.model.language_model.layers, source.model.language_model.layers)
+    for mine, theirs in zip(*layers, strict=True):
+        now, before = (
+            block.self_attn.o_proj.weight.unflatten(1, (2, 2, 32)) for block in (mine, theirs)
+        )
+        assert torch.equal(now[:, 1], before[:, 1])
+        assert (now[:, 0] - before[:, 0]).std() > 0.5 * before.std()
+        torch.testing.assert_close(now.sum(2), before.sum(2), rtol=1e-4, atol=1e-5)
 
 
 def test_everything_learns_that_should(trainer: TilesTrainer) -> None:

@@ -347,6 +347,11 @@ def test_what_shares_a_picture_stays_together(tmp_path: Path) -> None:
         pictures = [{p for each in part for p in each.pictures} for part in parts]
         assert not pictures[0] & pictures[1] and pictures[0] | pictures[1] == {a, b, c, d}
         assert all(parts)
+    # The last one joins two that had nothing in common.
+    shown = [(a,), (b,), (a, b)]
+    dialogues = [Dialogue(f"{i}", one, (Turn("q", ("a",)),)) for i, one in enumerate(shown)]
+    with pytest.raises(InputError, match="same pictures"):
+        data.split(dialogues, 0.5)
     # One picture that was decoded twice is one picture.
     twice = [Dialogue(f"{i}", (Image.new("RGB", (2, 2)),), ()) for i in range(2)]
     with pytest.raises(InputError, match="same pictures"):

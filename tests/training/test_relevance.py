@@ -12,12 +12,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
 from foveate import relevance
+from foveate.attach.prompt import placed
 from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn
 from foveate.methods.relevance import Relevance
 from foveate.methods.seek import Seek
-from foveate.training.pairs import Pair, Pairs, predictions
+from foveate.relevance import Rule
+from foveate.training import relevance as training
+from foveate.training.pairs import Pair, Pairs, observations, predictions
 from foveate.training.relevance import (
     Examples,
     Learner,
@@ -28,6 +31,7 @@ from foveate.training.relevance import (
     overlap,
     train,
 )
+from foveate.training.teacher import read_tensors
 from tests.evaluation.test_turns import dialogue
 from tests.families import checkpoints
 from tests.families.models import FAMILIES
@@ -76,21 +80,40 @@ def test_a_batch_of_both_kinds_and_all_lengths_is_the_mean_of_each() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters())
 
 
+@pytest.mark.parametrize(("is_video", "kind"), [(False, "image"), (True, "video")])
+def test_each_kind_teaches_its_own_net(is_video: bool, kind: str) -> None:
+    method = Relevance(channels=(4, 4)).drawn(8)
+    assert isinstance(method, Relevance) and method.net is not None
+    pair = Pair({"attention": torch.rand(6)}, torch.rand(6), is_video)
+    Learner(method)(**collate(list(Examples([pair], method))))["loss"].backward()
+    taught = {name.split(".")[0] for name, p in method.net.named_parameters() if p.grad is not None}
+    assert taught == {kind}
+
+
 def test_overlap_counts_the_shared_ones() -> None:
     wanted = torch.tensor([4.0, 3.0, 2.0, 1.0])
     assert overlap(torch.tensor([1.0, 9.0, 0.0, 2.0]), wanted, 0.5) == 0.5
     assert overlap(wanted, wanted, 3) == 1.0
 
 
-def answered(loaded: Loaded, turns: int, wrong: tuple[int, ...] = ()) -> Dialogue:
+def answered(
+    loaded: Loaded, turns: int, wrong: tuple[int, ...] = (), pictures: int = 1
+) -> Dialogue:
     """A dialogue whose right answers are what the model says, but for some turns."""
-    asked = dialogue(0, turns)
+    asked = dialogue(pictures - 1, turns, pictures)
     (record,) = Batch(*loaded, [asked], [asked.load()], frozenset(), 4).converse(None)
     given = [
         Turn(turn.question, ("something else" if number in wrong else said,))
         for number, (turn, said) in enumerate(zip(asked.turns, record["answers"], strict=True))
     ]
     return dataclasses.replace(asked, turns=tuple(given))
+
+
+def prompt(loaded: Loaded, asked: Dialogue, turn: int) -> dict[str, Any]:
+    """The inputs of one turn of a dialogue by itself, after what the model itself said before."""
+    batch = Batch(*loaded, [asked], [asked.load()], frozenset(), 4)
+    (record,) = batch.converse(None)
+    return batch.inputs([0], turn, [record["answers"][:turn]])
 
 
 def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
@@ -119,6 +142,39 @@ def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
     short = Pairs(*loaded, tmp_path, max_new_tokens=4, limit=24)
     short.fill([one])
     assert short.read([one]) == []
+
+
+def test_pairs_of_several_pictures_hold_what_each_one_shows(loaded: Loaded, tmp_path: Path) -> None:
+    """What the question does not change is stored once a picture, the rest for every question."""
+    one, two = answered(loaded, 1), answered(loaded, 3, wrong=(1,), pictures=2)
+    method, rule = Seek(kinds=("image",)), Rule(relu=True)
+    (slots,) = {p.layout.n for p in placed(loaded[0], prompt(loaded, one, 0))}
+    asked_for: dict[str, Any] = {"rule": rule, "limit": 2 * slots, "max_new_tokens": 4}
+    made = Pairs(*loaded, tmp_path, method, **asked_for)
+    assert made.file(one) != Pairs(*loaded, tmp_path, **asked_for).file(one)
+    made.fill([one, two])
+    found = made.read([one, two])
+    asked = [(one, 0), (two, 0), (two, 2)]
+    truth = [
+        each
+        for dialogue, turn in asked
+        for each in zip(
+            observations(method, loaded[0], prompt(loaded, dialogue, turn), loaded[1]),
+            relevance.explain(
+                loaded[0], prompt(loaded, dialogue, turn), rule=rule, max_new_tokens=4
+            ),
+            strict=True,
+        )
+    ]
+    assert len(found) == len(truth) == 5
+    for pair, (seen, values) in zip(found, truth, strict=True):
+        torch.testing.assert_close(pair.relevance, values, rtol=1e-3, atol=1e-6)
+        assert pair.seen.keys() == seen.keys()
+        for name, x in pair.seen.items():
+            torch.testing.assert_close(x, seen[name], rtol=1e-4, atol=1e-5)
+    tensors, _ = read_tensors(made.file(two))
+    stored = [name for name in tensors if name.endswith(".tokens")]
+    assert sorted(stored) == ["picture.0.tokens", "picture.1.tokens"]
 
 
 def easy(count: int, n: int = 24) -> list[Pair]:
@@ -189,6 +245,33 @@ def test_what_is_predicted_is_a_distribution_that_ranks_what_is_kept(method: Any
         kept = torch.isin(torch.arange(item.n), item.mapping.anchors)
         assert values[kept].min() >= values[~kept].max() - 1e-7
         assert values.max() > values.min()
+
+
+def test_the_settings_are_those_that_are_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam without decay, at a rate that falls or does not."""
+    told: list[Any] = []
+
+    def stopped(settings: Settings, tell: Any, **options: Any) -> None:
+        told.append(options["args"])
+        assert len(options["train_dataset"]) == 4  # those of its kind
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "RelevanceTrainer", stopped)
+    pairs = [*easy(4), Pair({"attention": torch.rand(6)}, torch.rand(6), is_video=True)]
+    for number, schedule in enumerate(("constant", "cosine")):
+        settings = Settings(epochs=3, batch=2, rate=0.5, schedule=schedule, seed=7)
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                Relevance(**SMALL),  # type: ignore[arg-type]
+                FAMILIES["llava"].build(), pairs, tmp_path / f"{number}", settings, cpu=True,
+            )  # fmt: skip
+    assert [str(each.lr_scheduler_type.value) for each in told] == ["constant", "cosine"]
+    for each in told:
+        assert (each.learning_rate, each.num_train_epochs, each.seed) == (0.5, 3, 7)
+        assert (each.per_device_train_batch_size, each.weight_decay) == (2, 0.0)
+        assert (each.optim, each.max_grad_norm) == ("adamw_torch", 0.0)
 
 
 def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
