@@ -43,7 +43,7 @@ from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
 from foveate.evaluation.cost import count_flops
 from foveate.evaluation.reach import refusal
-from foveate.evaluation.settings import Setting
+from foveate.evaluation.settings import parse_method
 from foveate.evaluation.timing import Ratio, alternate, seconds
 from foveate.learned import LearnedCompressor
 from foveate.mapping import Mapping
@@ -225,12 +225,15 @@ def measure(
         peak=peak(tables, device), stock_peak=base_peak,
     )  # fmt: skip
     for name in methods:
-        method = catalog.make(name)
+        setting = parse_method(name)
+        method = setting.make()
+        kept: int | None = keep
         if isinstance(method, LearnedCompressor):
             method = method.initialised(model)  # time does not depend on its weights either
-            kept = keep
-        else:
-            kept = keep if refusal(model, Setting(name, keep), sizes) is None else keep_inside
+        elif method.states_budget:
+            kept = None
+        elif refusal(model, dataclasses.replace(setting, keep=keep), sizes) is not None:
+            kept = keep_inside
         call = attached(method, keep=kept)
         ratio = alternate(stock, call, device, repeats)
         with foveate.attach(model, method, keep=kept) as run:
@@ -239,16 +242,20 @@ def measure(
                 before = run.report().decision_seconds
                 seconds(lambda: prefill(model, inputs), device)
                 decisions.append(run.report().decision_seconds - before)
-        title = name if kept == keep else f"{name}, {kept} kept"
+            layers = run.report().layers
+            average = statistics.fmean(item.average(layers) for item in run.items)
+        title = name if kept in (keep, None) else f"{name}, {kept} kept"
+        left: dict[str, Any] = {"method": name, "average": average}
+        left |= {} if kept is None else {"keep": kept}
         yield row(
-            title, "prefill", ratio, keep=kept,
+            title, "prefill", ratio, **left,
             decision_share=statistics.median(decisions) / ratio.base_seconds,
             peak=peak(call, device), stock_peak=base_peak,
             flops=count_flops(call), stock_flops=base_flops,
         )  # fmt: skip
         if words:
             spoken = attached(method, answered, keep=kept)
-            yield row(title, "answer", alternate(answered, spoken, device, repeats), keep=kept)
+            yield row(title, "answer", alternate(answered, spoken, device, repeats), **left)
     seen = inputs["input_ids"].shape[1]
     token = inputs["input_ids"][:, -1:]
     full = stock()

@@ -8,7 +8,8 @@ The claims are data, `docs/claims/NAME.toml`; the page beside it is made of stor
 claims are about that has to be trained for each model is data there, too, and trained before it is
 asked. Everything is stored as it comes: interrupted, the same command goes on. With `--only` a
 process runs some of the models and leaves the page to the last one. Prefill times are taken apart,
-on a quiet machine, and the page reads them from `--timing`:
+on a quiet machine, and the page reads them from `--timing`; it says what to measure if they are
+not there:
 
     python -m benchmarks.overhead --shape deep --words 16 -m visionzip -m sparsevlm -m fastv \
         -m polymorphic -m metacompress -m uniform -m random -m prumerge \
@@ -61,9 +62,10 @@ def main(
         int, typer.Option(help="Test scenes, three questions each.", min=2)
     ] = 1000,
     store: Annotated[Path, typer.Option(help="Folder of the stored runs.")] = Path("output/claims"),
-    timing: Annotated[Path, typer.Option(help="Stored prefill times.")] = Path(
-        "benchmarks/results/cpu-deep.json"
-    ),
+    timing: Annotated[
+        Path | None,
+        typer.Option(help="Stored prefill times; those in benchmarks/results if none."),
+    ] = None,
     folder: Annotated[Path, typer.Option("--claims", help="Folder of NAME.toml.")] = CLAIMS,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = CLAIMS,
     batch: Annotated[int, typer.Option(help="Dialogues answered at a time.", min=1)] = 20,

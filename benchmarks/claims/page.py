@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.claims import cls_attention, optima
 from benchmarks.claims.kinds import FAMILIES, KINDS, OPTIMUM, SCENES, kinds_of
 from benchmarks.claims.prefill import prefill
-from benchmarks.claims.running import DPI, MAPPINGS
+from benchmarks.claims.running import DPI, MAPPINGS, RELEVANCES
 from benchmarks.claims.stored import Asked, answered, attention_evidence, looked, stored
 from benchmarks.claims.tables import DEEP, curves, scores, trainings
 from foveate.errors import InputError
@@ -21,9 +21,17 @@ from foveate.evaluation.claims import ATTENTION, KEPT, Answered, Claim, Evidence
 from foveate.evaluation.optimum import Optimum
 from foveate.evaluation.variants import Bounds
 
+RESULTS = Path(__file__).parents[1] / "results"
+
 
 def write(
-    source: Path, store: Path, asked: dict[str, Any], timing: Path, out: Path, *, resamples: int
+    source: Path,
+    store: Path,
+    asked: dict[str, Any],
+    timing: Path | None,
+    out: Path,
+    *,
+    resamples: int,
 ) -> Path:
     """The page, from what is stored.
 
@@ -31,7 +39,7 @@ def write(
         source: the claims.
         store: folder of the stored runs.
         asked: which models there are of each kind of data, how many dialogues, and the command.
-        timing: a stored run of `benchmarks/overhead.py`.
+        timing: a stored run of `benchmarks/overhead.py`; that of the page's budget if None.
         out: folder of the page.
         resamples: of the bootstrap.
     """
@@ -77,7 +85,7 @@ def write(
     by_part: dict[str, list[Verdict]] = {}
     for (part, _), verdict in zip(every, verdicts, strict=True):
         by_part.setdefault(part.title, []).append(verdict)
-    pictures = _draw(name, page, found[SCENES], attention, models[SCENES], out)
+    pictures = _draw(name, page, found[SCENES], attention, models, out)
     lines = [
         f"<!-- Made by `python -m benchmarks.claims {name}`; edit {name}.toml. -->\n",
         f"# Claims: {page.title}\n",
@@ -95,14 +103,17 @@ def write(
         if why := claims.reasons(own):
             lines += ["\nWhere it does not hold:\n", why]
     if page.prefill is not None:
-        lines.append(prefill(page.prefill, timing))
+        lines.append(prefill(page.prefill, timing or RESULTS / page.prefill.file))
     if page.mappings is not None:
         lines += [f"\n## {page.mappings.title}\n", page.mappings.text.strip() + "\n"]
         lines += pictures[MAPPINGS]
+    for each in page.relevances:
+        lines += [f"\n## {each.title}\n", each.text.strip() + "\n"]
+        lines += pictures.get(_relevances(each.data), ["No model for these yet."])
     if page.variants:
         lines += ["\n## What was trained\n", trainings(page, models)]
     for kind, there in found.items():
-        if there is not None:
+        if there is not None and page.sides(kind):
             sides, title = page.sides(kind), KINDS[kind].title
             lines += [f"\n## All settings, {title}\n", scores(there, models[kind], sides)]
             lines += [f"\n{each}" for each in pictures.get(kind, ())]
@@ -199,15 +210,16 @@ def _draw(
     page: Page,
     found: Answered | None,
     attention: dict[str, dict[str, Any]],
-    models: Sequence[Asked],
+    every: Table[str, Sequence[Asked]],
     out: Path,
 ) -> dict[str, list[str]]:
     """The pictures, saved beside the page; what shows them there."""
     out.mkdir(parents=True, exist_ok=True)
+    models = every[SCENES]
     shown: dict[str, list[str]] = {SCENES: [], ATTENTION: [], MAPPINGS: []}
 
     def kept(kind: str, what: str, caption: str) -> Path:
-        shown[kind].append(f"![{caption}]({name}-{what}.png)\n")
+        shown.setdefault(kind, []).append(f"![{caption}]({name}-{what}.png)\n")
         return out / f"{name}-{what}.png"
 
     if found is not None and (figure := curves(found, page)) is not None:
@@ -219,6 +231,13 @@ def _draw(
         caption = "Scenes and their P: a row for each kept token, a column for each of the scene's"
         target = kept(MAPPINGS, "mappings", caption)
         shutil.copyfile(models[0].folder / MAPPINGS, target)
+    for each in page.relevances:
+        if every[each.data]:
+            caption = (
+                f"Relevance, {KINDS[each.data].title}: what it is, what is predicted, and kept"
+            )
+            target = kept(_relevances(each.data), _relevances(each.data), caption)
+            shutil.copyfile(every[each.data][0].folder / RELEVANCES, target)
     if attention:
         first = models[0].folder
         captions = {
@@ -231,3 +250,8 @@ def _draw(
         caption = "How concentrated CLS's attention is; bands: the middle nine tenths of the scenes"
         figure.savefig(kept(ATTENTION, "cls-curves", caption), dpi=DPI)
     return shown
+
+
+def _relevances(data: str) -> str:
+    """What pictures of relevance go by."""
+    return f"relevance-{data}"

@@ -12,11 +12,14 @@ from foveate.evaluation.claims import Prefill
 from foveate.evaluation.timing import Ratio
 
 _ALIKE = 0.05
+_FEW = 0.01
 
 
 def prefill(said: Prefill, path: Path) -> str:
     """Times from a stored run of `benchmarks/overhead.py`, and what they say."""
-    methods = " ".join(f"-m {name}" for name in said.paper)
+    methods = " ".join(f"-m '{name}'" if ":" in name else f"-m {name}" for name in said.paper)
+    if said.keep != Prefill.keep:
+        methods += f" --keep {said.keep}"
     kept = f"benchmarks/results/{path.name}"
     lines = [f"\n## {said.title}\n", said.text.strip() + "\n"]
     if not path.is_file():
@@ -41,7 +44,8 @@ def prefill(said: Prefill, path: Path) -> str:
                 for what in ("peak", "flops")
             ]
             cells = [f"{1 / ratio.median:.2f}", printed, str(_ratio(later)) if later else ""]
-            lines.append(f"| {name} | {row['keep']} | {ratio} | {' | '.join([*cells, *shares])} |")
+            left = row.get("keep") or f"{row['average']:.0f} on average"
+            lines.append(f"| {name} | {left} | {ratio} | {' | '.join([*cells, *shares])} |")
     lines += ["\n| it says | verdict |", "| --- | --- |"]
     for kind, pairs, what in (
         ("prefill", said.faster, "is faster than"),
@@ -53,11 +57,19 @@ def prefill(said: Prefill, path: Path) -> str:
     for one, other in said.alike:
         word = _alike(times["prefill"], one, other)
         lines.append(f"| {one} is as fast as {other} | **{word}** |")
+    for one, beside in said.light:
+        word, extra = _light(times["prefill"], one, beside)
+        lines.append(f"| {one} takes less than a hundredth by itself{extra} | **{word}** |")
     lines.append(
         "\nA verdict on times holds where the quartiles of the ratios lie apart"
         + (
             f", one of being alike where they lie within {_ALIKE} of the full model's time"
             if said.alike
+            else ""
+        )
+        + (
+            ", one of FLOPs by what they are beside those of plain dropping, of the full model's"
+            if said.light
             else ""
         )
         + "; these are not among the claims that are counted and corrected above."
@@ -67,7 +79,11 @@ def prefill(said: Prefill, path: Path) -> str:
 
 def _times(record: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
     """The rows of a kind by method; the full model beside itself among them, if there are any."""
-    rows = {row["name"].split(",")[0]: row for row in record["rows"] if row["kind"] == kind}
+    rows = {
+        row.get("method") or row["name"].split(",")[0]: row
+        for row in record["rows"]
+        if row["kind"] == kind
+    }
     return rows and {**rows, "full": {"low": 1.0, "high": 1.0}}
 
 
@@ -78,7 +94,7 @@ def _ratio(row: dict[str, Any]) -> Ratio:
 def _pair(
     rows: Table[str, dict[str, Any]], *names: str
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Two methods' times; None unless both were measured at the same budget."""
+    """Two methods' times; None if both were measured at budgets that differ."""
     first, second = (rows.get(each) for each in names)
     if first is None or second is None:
         return None
@@ -105,3 +121,14 @@ def _alike(rows: Table[str, dict[str, Any]], one: str, other: str) -> str:
         return claims.HOLDS
     # The nearest ends of the two spans.
     return claims.REVERSED if -min(gaps) > _ALIKE else claims.OPEN
+
+
+def _light(rows: Table[str, dict[str, Any]], one: str, beside: str) -> tuple[str, str]:
+    """Whether a method's own FLOPs are few, and how many they are."""
+    pair = _pair(rows, one, beside)
+    if pair is None or "full" in (one, beside):
+        return claims.OUT_OF_REACH, ""
+    first, second = pair
+    share = (first["flops"] - second["flops"]) / first["stock_flops"]
+    word = claims.HOLDS if share < _FEW else claims.REVERSED
+    return word, f" ({100 * share:.2f} % of the full model's FLOPs more than {beside})"

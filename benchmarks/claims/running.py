@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Table
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from benchmarks.claims import cls_attention, mappings, optima, variants
+from benchmarks.claims import cls_attention, mappings, optima, relevances, variants
 from benchmarks.claims.kinds import KINDS, SCENES, kinds_of
 from benchmarks.claims.stored import share
 from benchmarks.pages import note
+from foveate import drawing
 from foveate.cli.loading import Source
 from foveate.errors import InputError
 from foveate.evaluation import claims
@@ -26,7 +27,7 @@ from foveate.evaluation.settings import Setting
 from foveate.evaluation.variants import Trained
 from foveate.training.learning import FOLDER
 
-MAPPINGS, _DRAWN = "mappings.png", 2
+MAPPINGS, RELEVANCES, _DRAWN = "mappings.png", "relevances.png", 2
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
 DPI = 110
 
@@ -56,8 +57,10 @@ def ask(
     kinds = [kind for kind in kinds_of(page) if KINDS[kind].family == family]
     settings = {kind: claims.groups_of(page.sides(kind)) for kind in kinds}
     drawn = page.mappings.sides if page.mappings is not None and family == SCENES else ()
+    shown = [each for each in page.relevances if KINDS[each.data].family == family]
     every = [each for groups in settings.values() for group in groups for each in group]
     every += [each for side in drawn for each in side.settings]
+    every += [each for part in shown for sides in part.sides for each in sides[0].settings]
     trainings = store / "trained" / family / name
     trained = variants.prepare(
         [each for each in every if isinstance(each, Trained)],
@@ -89,8 +92,12 @@ def ask(
         if kind == SCENES and any(part.data == ATTENTION for part in page.parts):
             _look(asking, model, processor, folder)
         if kind == SCENES and drawn:
-            shown = [found(side.settings[0], folder) for side in drawn]
-            _draw_mappings(shown, model, processor, dialogues[:_DRAWN], folder)
+            wanted = [found(side.settings[0], folder) for side in drawn]
+            _draw_mappings(wanted, model, processor, dialogues[:_DRAWN], folder)
+        for part in shown:
+            if part.data == kind:
+                rows = [[found(one.settings[0], folder) for one in each] for each in part.sides]
+                _draw_relevances(rows, model, processor, dialogues[:_DRAWN], folder)
         if progress is not None:
             progress.console.print(f"{name}: all answers are in {folder}", highlight=False)
 
@@ -152,9 +159,31 @@ def _draw_mappings(
     folder: Path,
 ) -> None:
     """P of some dialogues' pictures as a picture."""
-    noted = folder / "mappings.json"
-    wanted = [[each.key for each in settings], [each.name for each in dialogues]]
-    if not noted.exists() or json.loads(noted.read_text()) != wanted:
-        figure = mappings.draw(settings, model, processor, dialogues)
-        figure.savefig(folder / MAPPINGS, dpi=DPI)
-        note(noted, wanted)
+    _drawn(
+        folder / MAPPINGS,
+        [[each.key for each in settings], [each.name for each in dialogues]],
+        lambda path: mappings.draw(settings, model, processor, dialogues).savefig(path, dpi=DPI),
+    )
+
+
+def _draw_relevances(
+    rows: Sequence[Sequence[Setting]],
+    model: Any,
+    processor: Any,
+    dialogues: Sequence[Dialogue],
+    folder: Path,
+) -> None:
+    """Relevance to some dialogues' questions, and what is kept, as a picture."""
+    _drawn(
+        folder / RELEVANCES,
+        [[[each.key for each in row] for row in rows], [each.name for each in dialogues]],
+        lambda path: drawing.save(relevances.draw(rows, model, processor, dialogues), path),
+    )
+
+
+def _drawn(path: Path, of: Any, draw: Callable[[Path], Any]) -> None:
+    """Draw a picture unless it is there and of the same."""
+    noted = path.with_suffix(".json")
+    if not noted.exists() or json.loads(noted.read_text()) != of:
+        draw(path)
+        note(noted, of)

@@ -20,6 +20,7 @@ from foveate.errors import UnknownName
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.variants import Trained
 from foveate.fingerprint import of_bits
+from foveate.relevance import Rule
 from foveate.training import data, relevance
 from foveate.training.learning import FOLDER, random_start, train
 from foveate.training.pairs import Pairs
@@ -29,6 +30,8 @@ from foveate.training.teacher import Teacher
 
 HELD = 0.1  # of the dialogues, to measure on
 NOTED = "trained.json"
+# What a recipe may say of the labels beside the training's own numbers.
+_RULE = tuple(field.name for field in dataclasses.fields(Rule))
 _STARTS = {"random": random_start, "pca": pca_start}
 
 
@@ -86,16 +89,19 @@ def _metacompress(lesson: Lesson) -> None:
 def _relevance(lesson: Lesson) -> None:
     variant = lesson.wanted.variant
     assert variant is not None
-    pairs = Pairs(lesson.model, lesson.processor, lesson.cache / "pairs")
+    method: Any = lesson.wanted.make()  # a variant's method is a learned one
+    recipe = dict(variant.recipe)
+    rule = Rule(**{name: recipe.pop(name) for name in _RULE if name in recipe})
+    pairs = Pairs(lesson.model, lesson.processor, lesson.cache / "pairs", method, rule=rule)
     pairs.fill([*lesson.learn, *lesson.held])
     relevance.train(
-        lesson.wanted.make(),  # type: ignore[arg-type]  # a variant's method is a learned one
+        method,
         lesson.model,
         pairs.read(lesson.learn),
         lesson.out,
-        relevance.Settings(**dict(variant.recipe), seed=lesson.wanted.seed),
+        relevance.Settings(**recipe, seed=lesson.wanted.seed),
         validation=pairs.read(lesson.held),
-        facts=lesson.facts,
+        facts=lesson.facts | {"rule": f"{rule}"},
         tell=lesson.tell,
     )
 
@@ -105,6 +111,7 @@ def _relevance(lesson: Lesson) -> None:
 TRAININGS: dict[str, Callable[[Lesson], None]] = {
     "metacompress": _metacompress,
     "relevance": _relevance,
+    "seek": _relevance,
 }
 
 

@@ -48,6 +48,7 @@ _CONDITIONS = (FULL, BLIND, WRONG)
 # A kind counts as answered if it is that far above what needs no picture, as in
 # `foveate.reference.measure.learned`.
 _LEARNED = 0.10
+_MEASURED = 64  # of 576 tokens, where times are measured unless a page says otherwise
 _Array = np.ndarray
 
 
@@ -152,6 +153,9 @@ class Prefill:
         faster: pairs of methods, the first said to be faster; ``"full"`` is the full model.
         alike: pairs said to be equally fast: less than a twentieth of the full model's time apart.
         answers: pairs, the first said to be faster to the end of an answer.
+        light: pairs, the first said to take FLOPs of its own, beside those of the second, that
+            are less than a hundredth of the full model's.
+        keep: of 576 visual tokens, what methods leave that do not state it themselves.
     """
 
     title: str
@@ -160,6 +164,13 @@ class Prefill:
     faster: Sequence[Sequence[str]]
     alike: Sequence[Sequence[str]] = ()
     answers: Sequence[Sequence[str]] = ()
+    light: Sequence[Sequence[str]] = ()
+    keep: int = _MEASURED
+
+    @property
+    def file(self) -> str:
+        """Where stored times of this budget are, among the results of benchmarks."""
+        return "cpu-deep.json" if self.keep == _MEASURED else f"cpu-deep-{self.keep}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +188,23 @@ class Mappings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Relevances:
+    """Pictures of relevance, of what methods predict of it, and of what is kept.
+
+    Attributes:
+        title, text: a heading, and what a reader should know.
+        data: what the pictures and questions are.
+        sides: each at several budgets: relevance itself, methods that predict it, and others, of
+            which there is only what they keep.
+    """
+
+    title: str
+    text: str
+    data: str
+    sides: tuple[tuple[Side, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Page:
     """A paper.
 
@@ -185,6 +213,7 @@ class Page:
         parts: its claims.
         prefill: those about time, if there are any.
         mappings: pictures of P, if there are any.
+        relevances: pictures of relevance.
         left_out: (what cannot be put, why).
         variants: what has to be trained for it, by name.
     """
@@ -194,6 +223,7 @@ class Page:
     parts: tuple[Part, ...]
     prefill: Prefill | None = None
     mappings: Mappings | None = None
+    relevances: tuple[Relevances, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     variants: Table[str, Variant] = dataclasses.field(default_factory=dict)
 
@@ -235,8 +265,12 @@ def read(path: Path, bounds: Bounds = Bounds()) -> Page:  # noqa: B008  (frozen)
         drawn = dict(record.pop("mappings", {}))
         keep = drawn.pop("keep", None)
         sides = tuple(_side(each, keep, prepared) for each in drawn.pop("sides", ()))
+        relevances = tuple(
+            _relevances(known=prepared, **each) for each in record.pop("relevances", ())
+        )
         page = Page(
             parts=parts,
+            relevances=relevances,
             prefill=prefill,
             mappings=Mappings(sides=sides, **drawn) if drawn else None,
             left_out=left_out,
@@ -247,11 +281,21 @@ def read(path: Path, bounds: Bounds = Bounds()) -> Page:  # noqa: B008  (frozen)
         if isinstance(error, (InputError, BudgetError, UnknownName)):
             raise
         raise InputError(f"{path} has no such form: {str(error).splitlines()[0]}.") from error
-    for part in page.parts:  # what does not exist is told now, not after an hour
+    # What does not exist is told now, not after an hour.
+    for side in (side for each in page.relevances for sides in each.sides for side in sides):
+        _ = side.keys
+    for part in page.parts:
         if part.data not in (ATTENTION, KEPT):
             for claim in part.claims:
                 _ = claim.better.keys, claim.worse.keys
     return page
+
+
+def _relevances(
+    known: Table[str, Variant | Optimum], sides: Sequence[Any], keeps: Sequence[Any], **more: Any
+) -> Relevances:
+    drawn = tuple(tuple(_side(each, keep, known) for keep in keeps) for each in sides)
+    return Relevances(sides=drawn, **more)
 
 
 def _claim(

@@ -124,13 +124,23 @@ def from_reference(count: int, split: str = "test", world: str = FIRST) -> list[
     ]
 
 
-def from_tiles(count: int, split: str = "test", world: str = FIRST) -> list[Dialogue]:
-    """The larger scenes that a model of tiles takes, three questions each; see `from_reference`."""
+def from_tiles(
+    count: int,
+    split: str = "test",
+    world: str = FIRST,
+    canvas: tuple[int, int] | None = None,
+) -> list[Dialogue]:
+    """The larger scenes that a model of tiles takes, three questions each.
+
+    Args:
+        count, split, world: as `from_reference` takes them.
+        canvas: width and height of all of them; by their seeds, of several sizes, if None.
+    """
     from foveate import reference
 
     return [
         Dialogue(_named(f"{split}-tiles", world, each.seed), (each.image,), _asked(each.turns))
-        for each in reference.tiled_samples(split, count, world=world)
+        for each in reference.tiled_samples(split, count, world=world, canvas=canvas)
     ]
 
 

@@ -106,12 +106,23 @@ def samples(split: str, count: int, start: int = 0, world: str = "first") -> Ite
         yield Sample(drawn.image, _plain(dialogue(drawn, seed)), seed)
 
 
-def tiled_samples(split: str, count: int, start: int = 0, world: str = "first") -> Iterator[Sample]:
-    """Scenes of 128 to 192 pixels a side with their dialogues. Arguments as for `samples`."""
+def tiled_samples(
+    split: str,
+    count: int,
+    start: int = 0,
+    world: str = "first",
+    canvas: tuple[int, int] | None = None,
+) -> Iterator[Sample]:
+    """Scenes of 128 to 192 pixels a side with their dialogues.
+
+    Args:
+        split, count, start, world: as for `samples`.
+        canvas: width and height of all of them, one of `tiled.CANVASES`; by their seeds if None.
+    """
     from foveate.reference.tiled import tiled_dialogue, tiled_scene
 
     for seed in range(start, start + count):
-        drawn = tiled_scene(seed, split, world)
+        drawn = tiled_scene(seed, split, world, canvas)
         yield Sample(drawn.image, _plain(tiled_dialogue(drawn, seed)), seed)
 
 

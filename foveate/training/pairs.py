@@ -48,11 +48,12 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Observing(Compressor):
-    """Keeps everything, and notes what a method would be told."""
+class _Watching(Compressor):
+    """Keeps everything, and notes something of what a method would be told."""
 
     method: RelevancePredictor
-    noted: list[dict[str, Tensor]] = dataclasses.field(default_factory=list)
+    look: Callable[[VisualTokens], Any]
+    noted: list[Any] = dataclasses.field(default_factory=list)
 
     @property
     def stage(self) -> Stage:  # type: ignore[override]
@@ -67,12 +68,24 @@ class _Observing(Compressor):
         return self.method.layers
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
-        seen = self.method.observe(tokens)
-        self.noted.append({name: x.detach().cpu() for name, x in seen.items()})
+        self.noted.append(self.look(tokens))
         return Mapping.identity(tokens.n)
 
 
 @torch.no_grad()
+def _watched(
+    method: RelevancePredictor,
+    look: Callable[[VisualTokens], Any],
+    model: Any,
+    inputs: dict[str, Any],
+    processor: Any,
+) -> list[Any]:
+    watching = _Watching(method, look)
+    with attach(model, watching, processor=processor, _force=True):
+        model(**inputs, use_cache=False)
+    return watching.noted
+
+
 def observations(
     method: RelevancePredictor, model: Any, inputs: dict[str, Any], processor: Any = None
 ) -> list[dict[str, Tensor]]:
@@ -83,10 +96,29 @@ def observations(
         model, inputs: the model and its inputs.
         processor: leaves the chat template's tokens out of the question.
     """
-    observing = _Observing(method)
-    with attach(model, observing, processor=processor, _force=True):
-        model(**inputs, use_cache=False)
-    return observing.noted
+
+    def look(tokens: VisualTokens) -> dict[str, Tensor]:
+        return {name: x.detach().cpu() for name, x in method.observe(tokens).items()}
+
+    return _watched(method, look, model, inputs, processor)
+
+
+def predictions(
+    method: RelevancePredictor, model: Any, inputs: dict[str, Any], processor: Any = None
+) -> list[Float[Tensor, " n"]]:
+    """R~ of Eq. 2, what a method predicts of each picture, row by row; it sums to one.
+
+    Args:
+        method: with parameters, or with some that are shipped for the model.
+        model, inputs, processor: as `observations` takes them.
+    """
+    fitted = method.fitted(model)
+    assert isinstance(fitted, RelevancePredictor)
+
+    def look(tokens: VisualTokens) -> Tensor:
+        return fitted.score(tokens).softmax(-1).cpu()
+
+    return _watched(fitted, look, model, inputs, processor)
 
 
 class Pairs:

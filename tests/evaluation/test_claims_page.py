@@ -143,7 +143,7 @@ def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "--from-store", "--store", str(tmp_path))
-    assert result.exit_code == 2 and "holds no run" in result.output
+    assert result.exit_code == 2 and "holds no finished run" in result.output
     result = CliRunner().invoke(command.app, ["nothing", "--claims", str(folder)])
     assert result.exit_code == 2 and "paper" in result.output
     result = run(folder, "--all-seeds", str(folder), "--model", "reference")

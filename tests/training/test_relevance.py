@@ -20,7 +20,7 @@ from foveate.methods.relevance import Relevance
 from foveate.methods.seek import Seek
 from foveate.relevance import Rule
 from foveate.training import relevance as training
-from foveate.training.pairs import Pair, Pairs, observations
+from foveate.training.pairs import Pair, Pairs, observations, predictions
 from foveate.training.relevance import (
     Examples,
     Learner,
@@ -227,6 +227,24 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
     other = dataclasses.replace(settings, rate=1e-3)
     with pytest.raises(SavedFileError, match="differs in settings"):
         train(method, model, pairs, tmp_path / "b", other, cpu=True)
+
+
+@pytest.mark.parametrize(
+    "method", [Relevance(channels=(16, 16), kinds=("image",)), Seek(kinds=("image",), spread=False)]
+)
+def test_what_is_predicted_is_a_distribution_that_ranks_what_is_kept(method: Any) -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build(), family.inputs()
+    trained = method.initialised(model, seed=3)
+    found = predictions(trained, model, inputs)
+    with torch.no_grad(), foveate.attach(model, trained, keep=5) as run:
+        model(**inputs)
+    assert len(found) == len(run.items) > 1
+    for values, item in zip(found, run.items, strict=True):
+        assert values.shape == (item.n,) and float(values.sum()) == pytest.approx(1)
+        kept = torch.isin(torch.arange(item.n), item.mapping.anchors)
+        assert values[kept].min() >= values[~kept].max() - 1e-7
+        assert values.max() > values.min()
 
 
 def test_the_settings_are_those_that_are_trained_with(
