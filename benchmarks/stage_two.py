@@ -341,10 +341,10 @@ its difference from dropping nothing inside.
 """
 LOOKED = """## What rankings find
 
-Does a ranking know, before a layer, what is asked? It is of the tokens that stage 1 leaves at
-{budget} %, and all of them go on; {looked} questions are about something that they show. Attention
-is that of the layer about to run, mean over heads. First: of the tokens that show what is asked
-about, the share among the highest {share:g} % of a ranking.
+Does a ranking know, before a layer, what is asked? Ranked are the tokens that stage 1 leaves at
+{budget} %, all of which go on; {looked} questions are about something that they show. Attention is
+that of the layer about to run, mean over heads. First: of the tokens that show what is asked about,
+the share among the highest {share:g} % of a ranking.
 """
 MISSED = """Second: the share of questions where one of the objects asked about has no token at all
 among these {share:g} %.
