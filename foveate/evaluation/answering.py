@@ -97,6 +97,7 @@ class Batch:
         found = setting.told(
             self.model,
             [self.dialogues[row] for row in rows],
+            turn,
             lambda: self.inputs(rows, turn, said),
             self.max_new_tokens,
         )

@@ -67,6 +67,7 @@ class Optimum(Setting):
         self,
         model: Any,
         dialogues: Sequence[Dialogue],
+        turn: int,
         inputs: Callable[[], dict[str, Any]],
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:

@@ -8,12 +8,13 @@ no upper bound for methods that read what is asked.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from foveate import ops
@@ -56,6 +57,7 @@ class Oracle(Setting):
         self,
         model: Any,
         dialogues: Sequence[Dialogue],
+        turn: int,
         inputs: Callable[[], dict[str, Any]],
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:
@@ -93,6 +95,30 @@ def ground_truth(dialogue: Dialogue) -> Bool[np.ndarray, "h w"]:
     return found
 
 
+def asked_about(dialogue: Dialogue, turn: int) -> list[Bool[np.ndarray, "h w"]]:
+    """Which pixels show each object or plate that a question names, or is answered from.
+
+    Args:
+        dialogue: as `from_reference` gives it.
+        turn: of the question, counted from 0.
+
+    Returns:
+        One mask an object; none where the question is about nothing that is there.
+
+    Raises:
+        InputError: it is not about one of the shipped scenes.
+    """
+    from foveate.reference.scenes import dialogue as questions
+    from foveate.reference.scenes import scene
+
+    check([dialogue])
+    assert dialogue.scene is not None
+    drawn = scene(*dialogue.scene)
+    question = questions(drawn, dialogue.scene[0])[turn]
+    owners = {*itertools.chain(*question.about, *(meant for _, meant in question.named))}
+    return [drawn.owners == owner for owner in sorted(owners)]
+
+
 def choose(shows: Bool[np.ndarray, "h w"], grids: Sequence[Grid], keep: int) -> Mapping:
     """The slots that the oracle keeps.
 
@@ -102,10 +128,20 @@ def choose(shows: Bool[np.ndarray, "h w"], grids: Sequence[Grid], keep: int) -> 
         keep: how many.
     """
     mask = torch.cat([covered(shows, grid) for grid in grids])
-    things, ground = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-    few = min(keep, len(things))
-    chosen = [_evenly(things, few), _evenly(ground, keep - few)]
-    return Mapping.select(torch.cat(chosen).sort().values, len(mask))
+    return preferred(mask.long(), keep)
+
+
+def preferred(worth: Int[Tensor, " n"], keep: int) -> Mapping:
+    """The `keep` slots worth most, in raster order; evenly chosen where equal ones are too many."""
+    chosen: list[Tensor] = []
+    left = keep
+    for each in worth.unique().flip(0):
+        slots = (worth == each).nonzero().flatten()
+        chosen.append(_evenly(slots, min(left, len(slots))))
+        left -= len(chosen[-1])
+        if not left:
+            break
+    return Mapping.select(torch.cat(chosen).sort().values, len(worth))
 
 
 def _evenly(slots: Tensor, count: int) -> Tensor:

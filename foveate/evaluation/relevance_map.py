@@ -71,6 +71,7 @@ class RelevanceMap(Setting):
         self,
         model: Any,
         dialogues: Sequence[Dialogue],
+        turn: int,
         inputs: Callable[[], dict[str, Any]],
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]]:

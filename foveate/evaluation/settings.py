@@ -123,6 +123,7 @@ class Setting:
         self,
         model: Any,
         dialogues: Sequence[Dialogue],
+        turn: int,
         inputs: Callable[[], dict[str, Any]],
         max_new_tokens: int,
     ) -> list[list[list[Mapping]]] | None:
@@ -131,7 +132,8 @@ class Setting:
         Args:
             model: as loaded, nothing attached.
             dialogues: those of the rows.
-            inputs: makes those of the turn that is to be answered, pictures not yet encoded.
+            turn: the turn that is to be answered, counted from 0.
+            inputs: makes that turn's, pictures not yet encoded.
             max_new_tokens: the longest answer.
 
         Returns:

@@ -158,7 +158,8 @@ class Prune(DecoderMethod):
             layers, n, keep, total, lambda size: [n * size ** (i + 1) for i in range(len(layers))]
         )
 
-    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
+    def rated(self, tokens: VisualTokens) -> Float[Tensor, " n"]:
+        """a: how well each token matches the raters (Eq. 9-11)."""
         assert tokens.asked is not None and tokens.so_far is not None
         if self.raters == "embeddings":
             assert tokens.start is not None and tokens.text is not None
@@ -168,8 +169,11 @@ class Prune(DecoderMethod):
             visual, text = tokens.features, tokens.text_states
         question = text[tokens.asked.to(text.device)]
         chosen, match = ops.raters(visual, question, question.shape[1] ** -0.5)  # (3)
-        score = match[:, chosen].mean(1)  # (4)
+        return match[:, chosen].mean(1)  # (4)
+
+    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         m = tokens.n if keep is None else keep
+        score = self.rated(tokens)
         return consolidate(tokens.features, score, m, self.neighbours, merged_of(m))  # (5)
 
 

@@ -14,9 +14,10 @@ from foveate.attach.prompt import placed
 from foveate.compressor import Grid
 from foveate.errors import BudgetError, InputError
 from foveate.evaluation import Dialogue, Turn, from_reference
-from foveate.evaluation.oracle import Oracle, choose, covered, ground_truth
+from foveate.evaluation.oracle import Oracle, asked_about, choose, covered, ground_truth, preferred
 from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import Setting
+from foveate.reference.referring import attribute
 from foveate.reference.scenes import patch_mask, scene
 from tests.families.models import FAMILIES
 
@@ -67,11 +68,45 @@ def test_a_picture_that_shows_nothing_or_nothing_else() -> None:
         assert choose(shows, (Grid(1, 4, 4),), 2).anchors.tolist() == [4, 12]
 
 
+def test_slots_worth_most_come_first() -> None:
+    worth = torch.tensor([0, 2, 1, 1, 1, 0])
+    assert [preferred(worth, keep).anchors.tolist() for keep in (1, 2, 3, 5, 6)] == [
+        [1],
+        [1, 3],  # the middle one of three
+        [1, 2, 4],
+        [1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+    ]
+
+
+def test_what_a_question_is_about() -> None:
+    """An attribute is of one object, which has it; what is not there is nothing."""
+    kinds: set[str] = set()
+    for each in from_reference(8):
+        assert each.scene is not None
+        drawn = scene(*each.scene)
+        for turn, asked in enumerate(each.turns):
+            found = asked_about(each, turn)
+            assert all(mask.any() and ground_truth(each)[mask].all() for mask in found)
+            if asked.kind in ("colour", "shape", "pattern"):
+                ((owner,),) = (np.unique(drawn.owners[mask]) for mask in found)
+                thing = drawn.things[owner - 1]
+                assert attribute(thing, asked.kind) == asked.answers[0]
+            if asked.kind == "existence":
+                assert bool(found) == (asked.answers[0] == "yes")
+            if asked.kind == "comparison":
+                assert len(found) == 2
+            kinds.add(asked.kind)
+    assert {"colour", "shape", "pattern", "existence", "comparison"} <= kinds
+
+
 def test_other_pictures_have_no_ground_truth() -> None:
     mine = Dialogue("a", (Image.new("RGB", (8, 8)),), (Turn("?", ("x",)),))
     with pytest.raises(InputError, match="shipped scenes only") as error:
         ground_truth(mine)
     assert len(str(error.value).splitlines()) <= 4
+    with pytest.raises(InputError, match="shipped scenes only"):
+        asked_about(mine, 0)
     (one,) = from_reference(1)
     assert np.array_equal(ground_truth(one), scene(0, "test").owners != 0)
     assert ground_truth(one).any() and not ground_truth(one).all()
@@ -82,7 +117,7 @@ def test_a_share_is_of_all_rasters_of_a_picture() -> None:
     model, inputs = family.build(), family.inputs(rows=1)
     (found,) = placed(model, inputs)
     assert len(found.layout.grids) > 1
-    (((mapping,),),) = Oracle(keep=0.5).told(model, from_reference(1), lambda: inputs, 4)
+    (((mapping,),),) = Oracle(keep=0.5).told(model, from_reference(1), 0, lambda: inputs, 4)
     assert mapping.n == found.layout.n and mapping.m == (found.layout.n + 1) // 2
 
 

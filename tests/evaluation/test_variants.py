@@ -283,7 +283,7 @@ def test_every_picture_is_told_what_was_found_for_it(tmp_path: Path) -> None:
         Mapping.select(torch.tensor([slot]), 25).save(file)
     asked = [Dialogue(name, (), ()) for name in "ab"]
     inputs = family.inputs(images_per_row=[1, 2])
-    told = setting.told(family.build(), asked, lambda: inputs, 4)
+    told = setting.told(family.build(), asked, 0, lambda: inputs, 4)
     assert [[p.anchors.tolist() for (p,) in each] for each in told] == [[[3]], [[5], [7]]]
 
 
