@@ -26,12 +26,12 @@ def compare(
         typer.Option("--keep", "-k", help="A budget; may be repeated. 25% and 10% if none."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Dialogues as JSON lines; the shipped scenes if none.")
-    ] = None,
+        str, typer.Option(help="scenes, tiles or clips, which are drawn, or FILE.jsonl.")
+    ] = "scenes",
     count: Annotated[
-        int | None, typer.Option(help="Dialogues to use; of the scenes 100 if not said.", min=1)
+        int | None, typer.Option(help="Dialogues to use; of drawn ones 100 if not said.", min=1)
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the scenes: validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Of drawn ones: validation or test.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for answers and report.")
     ] = None,
@@ -84,6 +84,7 @@ def compare(
     from foveate.cli.seeds import named, seeds_in
     from foveate.errors import InputError, UnknownName
     from foveate.evaluation import report, tables
+    from foveate.evaluation.data import DRAWN
     from foveate.evaluation.oracle import Oracle, check
     from foveate.evaluation.settings import expand, parse_keep
 
@@ -96,15 +97,18 @@ def compare(
     sources = {
         name: Source(place, revision, dtype, device_map, attn) for name, place in places.items()
     }
-    if data is None:
+    if data in DRAWN:
         if split not in ("validation", "test"):
             raise UnknownName("split", split, ("validation", "test"))
-        dialogues, data_name = evaluation.from_reference(count or 100, split), f"{split} scenes"
-        data_line = f"data = evaluation.from_reference({count or 100}, {split!r})"
+        source_of, many = DRAWN[data], count or 100
+        dialogues, data_name = source_of(many, split), f"{split} {data}"
+        data_line = f"data = evaluation.{source_of.__name__}({many}, {split!r})"
+    elif not Path(data).suffix and not Path(data).exists():
+        raise UnknownName("kind of dialogues", data, [*DRAWN, "FILE.jsonl"])
     else:
-        dialogues, data_name = evaluation.from_jsonl(data)[:count], data.name
+        dialogues, data_name = evaluation.from_jsonl(data)[:count], Path(data).name
         first = "" if count is None else f"[:{count}]"
-        data_line = f"data = evaluation.from_jsonl({str(data)!r}){first}"
+        data_line = f"data = evaluation.from_jsonl({data!r}){first}"
     if oracle:
         check(dialogues)
     folder = folder_for(out, "compare", all_seeds.name if all_seeds else "+".join(places))

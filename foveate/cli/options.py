@@ -37,7 +37,7 @@ Data = Annotated[
     str,
     typer.Option(
         "--data",
-        help="scenes, FILE.jsonl, hf:NAME, or LAYOUT:FOLDER (gqa, vqav2, llava-instruct ...)",
+        help="scenes, tiles, clips, FILE.jsonl, hf:NAME, or LAYOUT:FOLDER (gqa, vqav2 ...)",
     ),
 ]
 Count = Annotated[

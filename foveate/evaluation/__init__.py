@@ -12,7 +12,14 @@ from foveate.evaluation.comparison import (
     Skipped,
     Spread,
 )
-from foveate.evaluation.data import Dialogue, Turn, from_jsonl, from_reference
+from foveate.evaluation.data import (
+    Dialogue,
+    Turn,
+    from_clips,
+    from_jsonl,
+    from_reference,
+    from_tiles,
+)
 from foveate.evaluation.settings import Setting
 
 __all__ = [
@@ -28,6 +35,8 @@ __all__ = [
     "Turn",
     "compare",
     "compare_models",
+    "from_clips",
     "from_jsonl",
     "from_reference",
+    "from_tiles",
 ]

@@ -166,6 +166,14 @@ def from_clips(
     ]
 
 
+# What the package draws itself, by the name that commands take: (count, split) -> dialogues.
+DRAWN: dict[str, Callable[[int, str], list[Dialogue]]] = {
+    "scenes": from_reference,
+    "tiles": from_tiles,
+    "clips": from_clips,
+}
+
+
 def _named(split: str, world: str, seed: int) -> str:
     return f"{split}-{seed}" if world == FIRST else f"{split}-{world}-{seed}"
 

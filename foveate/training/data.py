@@ -19,28 +19,28 @@ from PIL import Image
 
 from foveate.errors import InputError, MissingDependency, UnknownName
 from foveate.evaluation.data import (
+    DRAWN,
     Dialogue,
     Picture,
     Stored,
     Turn,
     from_jsonl,
-    from_reference,
     pixels,
     turn,
 )
 from foveate.training import corpora
 
-SCENES, HUB = "scenes", "hf"
-_SCENES_IF_NOT_SAID = 1000
+HUB = "hf"
+_DRAWN_IF_NOT_SAID = 1000
 
 
 def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialogue]:
     """The dialogues of a source.
 
     Args:
-        source: "scenes", "file.jsonl", "LAYOUT:FOLDER" or "hf:NAME[:SPLIT]".
-        count: how many are drawn, in an order that depends on the seed alone; all if None. Of the
-            scenes the first ones of the train split.
+        source: "scenes", "tiles", "clips", "file.jsonl", "LAYOUT:FOLDER" or "hf:NAME[:SPLIT]".
+        count: how many are drawn, in an order that depends on the seed alone; all if None. Of
+            what is drawn the first ones of the train split.
         seed: of grouping questions into dialogues, and of the drawing.
 
     Raises:
@@ -48,8 +48,8 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
         UnknownName: no such layout.
         MissingDependency: a Hugging Face dataset without the package `datasets`.
     """
-    if source == SCENES:
-        return from_reference(count or _SCENES_IF_NOT_SAID, "train")
+    if source in DRAWN:
+        return DRAWN[source](count or _DRAWN_IF_NOT_SAID, "train")
     kind, colon, place = source.partition(":")
     if source.endswith((".jsonl", ".json")) and not colon:
         found = from_jsonl(source)
@@ -59,7 +59,7 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
     elif colon and kind in corpora.LAYOUTS:
         found = corpora.read(kind, place, seed)
     else:
-        kinds = [SCENES, "FILE.jsonl", f"{HUB}:NAME", *(f"{k}:PATH" for k in corpora.LAYOUTS)]
+        kinds = [*DRAWN, "FILE.jsonl", f"{HUB}:NAME", *(f"{k}:PATH" for k in corpora.LAYOUTS)]
         raise UnknownName("source of examples", source, kinds)
     return [found[number] for number in _drawn(len(found), count, seed)]
 

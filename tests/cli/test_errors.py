@@ -191,6 +191,9 @@ def test_broken_data(capsys: Capture, checkpoint: Folder) -> None:
     ("arguments", "message"),
     [
         (["--turns", "last"], "Unknown way of turning 'last'"),
+        (["--data", "clip"], "Unknown kind of dialogues 'clip'. Did you mean 'clips'?"),
+        (["--data", "clip.jsonl"], "No data file clip.jsonl"),
+        (["--data", "tiles", "--split", "train"], "Unknown split 'train'"),
         (["-m", "visionzip/fast"], "Did you mean 'fastv'?"),
         (["-m", "visionzip/fastv:keeps=[0.5]"], "takes as many budgets"),
         (["--all-seeds", "absent"], "No folder absent. --all-seeds needs one with seed0"),

@@ -184,6 +184,16 @@ def test_compare_on_the_scenes(checkpoint: Folder, tmp_path: Path, capsys: Captu
     assert "The price" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_compare_on_larger_scenes(checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["compare", "-m", "pool", "-k", "6", "--count", "2", "--split", "validation"]
+    arguments += ["--data", "tiles", "--model", checkpoint("llava"), "--repeats", "2"]
+    found = said(capsys, *arguments, "--max-new-tokens", "2", "--out", str(tmp_path))
+    assert found["data"] == "validation tiles"
+    assert "data = evaluation.from_tiles(2, 'validation')" in found["python"]
+    kept = json.loads((tmp_path / "comparison.json").read_text())
+    assert kept["data"] == "validation tiles"
+
+
 def test_compare_on_all_seeds(
     checkpoint: Folder, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
