@@ -14,7 +14,8 @@ import foveate
 # What decides an answer; the shell, the timing and the report do not.
 _DECIDING = (
     *("*.py", "adapters/*.py", "attach/*.py", "methods/*.py"),
-    *("evaluation/answering.py", "evaluation/oracle.py", "evaluation/relevance_map.py"),
+    *("evaluation/answering.py", "evaluation/told.py"),
+    *("evaluation/oracle.py", "evaluation/relevance_map.py", "evaluation/optimum.py"),
     "weights/*/*/compressor.*",  # shipped ones are found by a method's name alone
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -1,6 +1,6 @@
-"""The offline reference model: a small trained LLaVA and the drawn scenes it answers about.
+"""The offline reference models: a small trained LLaVA and the drawn scenes it answers about.
 
-    model, processor = foveate.reference.load()
+    model, processor = foveate.reference.load()  # or "reference-tiles", of tiles and clips
     for sample in foveate.reference.samples("test", 3):
         print(sample.turns)
 
@@ -35,7 +35,7 @@ __all__ = [
 
 _WEIGHTS = Path(__file__).parent / "weights"
 # A plain tuple: a model is shipped with the package or it does not exist.
-NAMES = ("reference",)
+NAMES = ("reference", "reference-tiles")
 
 
 @dataclass(frozen=True)

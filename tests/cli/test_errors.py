@@ -51,7 +51,10 @@ def refused(capsys: Capture, *arguments: str, status: int = 1) -> str:
         ([], "Give a budget: --keep 64"),
         (["-m", "visionzip@authors-64", "-k", "4"], "states its own budget"),
         (["-k", "4", "--dtype", "float8"], "Unknown dtype 'float8'"),
-        (["-k", "4", "--model", "./absent"], "No folder ./absent. Expected reference, a Hub id"),
+        (
+            ["-k", "4", "--model", "./absent"],
+            "No folder ./absent. Expected reference, reference-tiles, a Hub id",
+        ),
         (["-k", "4", "--positions", "new"], "Unknown positions 'new'"),
         (["-k", "257"], "keep=257 asks for more tokens than this image has (n=256)"),
     ],

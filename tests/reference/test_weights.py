@@ -39,8 +39,9 @@ def test_loads_like_any_folder(loaded: tuple[Any, Any]) -> None:
     assert not loaded[0].training
 
 
-def test_folder_is_small() -> None:
-    total = sum(file.stat().st_size for file in reference.path().iterdir())
+@pytest.mark.parametrize("name", reference.NAMES)
+def test_folder_is_small(name: str) -> None:
+    total = sum(file.stat().st_size for file in reference.path(name).iterdir())
     assert total < 10_000_000
 
 
@@ -71,19 +72,25 @@ def test_chat_template_round_trip(loaded: tuple[Any, Any]) -> None:
     assert words_back.split() == text.replace("<image>", "").replace("</s>", "").split()
 
 
+def generated(loaded: tuple[Any, Any], sample: reference.Sample) -> list[bool]:
+    """Which turns greedy generation answers right, and ends, behind the given answers."""
+    model, processor = loaded
+    right = []
+    for turn, (_, answer, _) in enumerate(sample.turns):
+        asked = messages(sample.turns)[: 2 * turn + 1]
+        text = processor.apply_chat_template(asked, add_generation_prompt=True)
+        inputs = processor(text=text, images=sample.image, return_tensors="pt")
+        out = model.generate(**inputs)[0, inputs.input_ids.shape[1] :]
+        said = processor.decode(out, skip_special_tokens=True)
+        right.append(said == answer and bool(out[-1] == processor.tokenizer.eos_token_id))
+    return right
+
+
 def test_generate_says_what_measure_counts(loaded: tuple[Any, Any]) -> None:
     """The teacher-forced accuracy is that of greedy generation, question by question."""
-    model, processor = loaded
     for sample in reference.samples("test", 2):
-        counted = hits(model, processor, [sample.turns], [sample.image])[0]
-        for turn, (_, answer, _) in enumerate(sample.turns):
-            asked = messages(sample.turns)[: 2 * turn + 1]
-            text = processor.apply_chat_template(asked, add_generation_prompt=True)
-            inputs = processor(text=text, images=sample.image, return_tensors="pt")
-            out = model.generate(**inputs)[0, inputs.input_ids.shape[1] :]
-            said = processor.decode(out, skip_special_tokens=True)
-            ended = out[-1] == processor.tokenizer.eos_token_id
-            assert (said == answer and bool(ended)) == counted[turn]
+        (counted,) = hits(*loaded, [sample.turns], [sample.image])
+        assert generated(loaded, sample) == counted
 
 
 def test_answers_are_well_above_guessing(loaded: tuple[Any, Any], record: dict[str, Any]) -> None:
@@ -104,12 +111,19 @@ def test_answers_are_well_above_guessing(loaded: tuple[Any, Any], record: dict[s
     assert rates["right"] > rates["wrong"] + 0.2
 
 
-def test_page_shows_the_record(record: dict[str, Any]) -> None:
-    page = (Path(__file__).parents[2] / "docs/reference-model.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("reference", "reference-model.md"), ("reference-tiles", "reference-tiles.md")],
+)
+def test_page_shows_the_record(name: str, file: str) -> None:
+    record = json.loads((reference.path(name) / "training.json").read_text())
+    page = (Path(__file__).parents[2] / "docs" / file).read_text()
     assert insert(page, markdown(record)) == page
     # Control: another measurement would be another page.
     changed = json.loads(json.dumps(record))
-    changed["evaluation"]["kinds"]["colour"]["accuracy"] = 0.1234
+    evaluation = changed["evaluation"]
+    kinds = evaluation["clips"]["kinds"] if "clips" in evaluation else evaluation["kinds"]
+    kinds["colour"]["accuracy"] = 0.1234
     assert insert(page, markdown(changed)) != page
 
 

@@ -316,6 +316,8 @@ def test_sources_by_name(tmp_path: Path) -> None:
     assert len(data.examples(f"gqa:{tmp_path}", count=1)) == 1
     scenes = data.examples("scenes", count=2)
     assert [d.name for d in scenes] == ["train-0", "train-1"]
+    (tiled,), (clip,) = data.examples("tiles", count=1), data.examples("clips", count=1)
+    assert tiled.name == "train-tiles-0" and clip.is_video
     line = {"image": str(picture(tmp_path / "a.png")), "turns": [{"question": "q", "answer": "a"}]}
     (tmp_path / "x.jsonl").write_text(json.dumps(line))
     assert len(data.examples(str(tmp_path / "x.jsonl"))) == 1
