@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "torchvision_shim"))
 import jaxtyping
 import torch
 import torchvision_shim  # noqa: F401  (what a CUDA build of torchvision lacks on a CPU)
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Every annotated signature and dataclass of foveate is checked, shapes included, in tests only.
@@ -24,6 +25,12 @@ assert "foveate" not in sys.modules, "foveate was imported before its signatures
 install_import_hook("foveate", "beartype.beartype")
 
 torch.set_num_threads(1)
+
+# Hypothesis counts every example's time, and the first one imports and checks signatures. A change
+# is judged by the same examples wherever it is tested; `--hypothesis-profile search` tries others.
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.register_profile("foveate", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("foveate")
 
 
 class DeprecationLogged(AssertionError):

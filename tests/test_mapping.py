@@ -8,15 +8,11 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from safetensors.torch import save_file
 
 from foveate.errors import MappingError, SavedFileError
 from foveate.mapping import FORMAT, Mapping, distinct_anchors, stack_counts
-
-# Hypothesis counts every example's time; the first one imports and checks signatures.
-settings.register_profile("foveate", deadline=None, max_examples=60)
-settings.load_profile("foveate")
 
 SEED = st.integers(0, 2**31 - 1)
 
