@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Train compressors, and the reference models.")
 app.command("metacompress")(learn.metacompress)
 app.command("optimal")(learn.optimal)
-for _method, _says in train_relevance.METHODS.items():
-    app.command(
-        _method,
-        cls=train_relevance.Named,
-        help=f"{_says}\n\nThe model answers each question; of those that it answers right, "
-        "relevance and what the method is told are stored. Interrupted, the same command goes on.",
-    )(train_relevance.command)
+train_relevance.register(app)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other
 

@@ -57,11 +57,7 @@ def command(
     attn: options.Attn = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train the method that the command is called by.
-
-    The model answers each question; of those that it answers right, relevance and what the
-    method is told are stored. Interrupted, the same command goes on.
-    """
+    """Train the method that the command is called by."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -128,3 +124,13 @@ def command(
         f"validation=pairs.read(held), facts={facts!r})",
     ]
     finish({"compressor": str(trained.folder), "values": trained.values}, shown, python, as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """A command for each of `METHODS`."""
+    for method, says in METHODS.items():
+        stored = (
+            "The model answers each question; of those that it answers right, relevance and what "
+            "the method is told are stored. Interrupted, the same command goes on."
+        )
+        app.command(method, cls=Named, help=f"{says}\n\n{stored}")(command)

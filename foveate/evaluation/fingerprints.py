@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from pathlib import Path
@@ -49,10 +50,24 @@ def processor(loaded: Any) -> str:
 
 
 def code() -> str:
-    """The version, and a hash of the files that decide an answer: an edit makes old ones stale."""
+    """The version, and a hash of the files that decide an answer: an edit makes old ones stale.
+
+    Comments and docstrings decide nothing.
+    """
     root = Path(foveate.__file__).parent
     found = hashlib.sha256()
     for pattern in _DECIDING:
         for path in sorted(root.glob(pattern)):
-            found.update(path.read_bytes())
+            found.update(_statements(path) if path.suffix == ".py" else path.read_bytes())
     return f"{foveate.__version__} ({found.hexdigest()[:8]})"
+
+
+def _statements(path: Path) -> bytes:
+    """A module without what only its readers see."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            said = node.body[0] if node.body else None
+            if isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
+                del node.body[0]
+    return ast.unparse(tree).encode()

@@ -34,6 +34,10 @@ _COLUMNS = {
     "views_of_32_pixels": "32 px",
 }
 _TOP = "precision_at_"
+_LEARNED = (
+    "*Learned* means ten points above both the majority answer and the mean image; only those "
+    "kinds should carry a claim about a compression method."
+)
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -108,12 +112,6 @@ def _rows(found: dict[str, Any]) -> list[str]:
         mark = "" if kind == "all" else "yes" if kind in found["learned"] else "no"
         lines.append(f"| {kind} | {row['questions']} | {numbers} | {mark} |")
     return lines
-
-
-_LEARNED = (
-    "*Learned* means ten points above both the majority answer and the mean image; only those "
-    "kinds should carry a claim about a compression method."
-)
 
 
 def _looks(found: dict[str, float]) -> str:

@@ -434,8 +434,12 @@ def test_an_edit_of_the_code_makes_answers_stale(
     with (tmp_path / "foveate" / "evaluation" / "report.py").open("a") as file:
         file.write("# told differently")
     assert fingerprints.code() == before
-    with (tmp_path / "foveate" / "methods" / "pool.py").open("a") as file:
-        file.write("# pooled differently")
+    pool = tmp_path / "foveate" / "methods" / "pool.py"
+    text = pool.read_text()
+    assert text.startswith('"""')
+    pool.write_text(text.replace('"""', '"""Said otherwise. ', 1) + "# a remark")
+    assert fingerprints.code() == before
+    pool.write_text(text + "pooled = 'differently'")
     assert fingerprints.code() != before
 
 
