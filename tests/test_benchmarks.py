@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import ablation, overhead
+from benchmarks import ablation, overhead, seeds
 from foveate import catalog
+from foveate.reference.table import insert
 
 
 def test_a_measurement_on_other_scenes_is_none(tmp_path: Path) -> None:
@@ -107,3 +108,68 @@ def test_ablation_leaves_out_what_it_says() -> None:
     assert all(
         fields[n] != v for case in ablation.ANSWERS.values() for n, v in case.changes.items()
     )
+
+
+def _record(seed: int, shape: float, steps: int = 5) -> dict[str, object]:
+    every = {"accuracy": 0.5, "questions": 6, "blind": 0.1, "wrong_image": 0.2, "majority": 0.3}
+    kinds = {
+        "where": {"accuracy": 0.5, "majority": 0.125},
+        "shape": {"accuracy": shape, "majority": 0.25},
+    }
+    evaluation = {"scenes": 2, "split": "test", "all": every, "kinds": kinds}
+    return {"training": {"seed": seed, "recipe": {"steps": steps}}, "evaluation": evaluation}
+
+
+def _trained(folder: Path, record: dict[str, object]) -> None:
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "training.json").write_text(json.dumps(record))
+
+
+def test_the_page_over_seeds_is_the_records(tmp_path: Path) -> None:
+    runs, page, kept = tmp_path / "runs", tmp_path / "page.md", tmp_path / "kept.json"
+    page.write_text("before\n<!-- seeds: start -->\nold\n<!-- seeds: end -->\nafter\n")
+    for seed, shape in enumerate((0.25, 0.75)):
+        _trained(runs / f"seed{seed}", _record(seed, shape))
+    asked = ["--page", str(page), "--kept", str(kept)]
+    done = CliRunner().invoke(seeds.app, [str(runs), *asked])
+    assert done.exit_code == 0, done.output
+    said = page.read_text()
+    assert said.startswith("before\n<!-- seeds: start -->\nThe same recipe from 2 seeds; 2 scenes")
+    assert said.endswith(
+        "shape (seed0): less than 20 points above its majority answer.\n"
+        "<!-- seeds: end -->\nafter\n"
+    )
+    rows = said.splitlines()
+    shape = rows.index("| shape | 0.250 | 0.750 | 0.500 | 0.354 | 0.250 |")
+    assert rows[shape + 1 : shape + 3] == [
+        "| where | 0.500 | 0.500 | 0.500 | 0.000 | 0.125 |",
+        "| all | 0.500 | 0.500 | 0.500 | 0.000 | 0.300 |",
+    ]
+    assert CliRunner().invoke(seeds.app, asked).exit_code == 0
+    assert page.read_text() == said
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({"training": {"seed": 1}}, "seed1/model is not trained to its end"),
+        (_record(1, 0.5, steps=6), "differ in more than their seeds"),
+    ],
+)
+def test_seeds_that_are_no_seeds_of_one_recipe(
+    tmp_path: Path, second: dict[str, object], says: str
+) -> None:
+    for number, record in enumerate((_record(0, 0.5), second)):
+        _trained(tmp_path / "runs" / f"seed{number}", record)
+    kept = tmp_path / "kept.json"
+    done = CliRunner().invoke(seeds.app, [str(tmp_path / "runs"), "--kept", str(kept)])
+    assert done.exit_code == 2
+    assert says in done.output
+    assert not kept.exists()
+
+
+def test_the_shipped_page_over_seeds_shows_its_records() -> None:
+    records = json.loads(seeds.KEPT.read_text())
+    page = seeds.PAGE.read_text()
+    assert insert(page, seeds.markdown(records), "seeds") == page

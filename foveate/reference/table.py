@@ -15,7 +15,6 @@ from typing import Any
 from foveate.errors import InputError
 from foveate.reference import NAMES, path
 
-START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 # Whatever a record has of these, in this order.
 _COLUMNS = {
     "accuracy": "accuracy",
@@ -129,12 +128,17 @@ def _looks(found: dict[str, float]) -> str:
     )
 
 
-def insert(page: str, text: str) -> str:
-    """The page with `text` between its markers."""
-    if START not in page or END not in page:
-        raise InputError(f"The page has no line {START!r} followed by {END!r}.")
-    before, rest = page.split(START, 1)
-    return f"{before}{START}\n{text}\n{END}{rest.split(END, 1)[1]}"
+def insert(page: str, text: str, part: str = "measured") -> str:
+    """The page with `text` between the two marker lines of a part.
+
+    Raises:
+        InputError: it has no such part.
+    """
+    start, end = f"<!-- {part}: start -->", f"<!-- {part}: end -->"
+    if start not in page or end not in page.split(start, 1)[1]:
+        raise InputError(f"The page has no line {start!r} followed by {end!r}.")
+    before, rest = page.split(start, 1)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}"
 
 
 def main() -> None:
