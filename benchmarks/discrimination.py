@@ -233,7 +233,7 @@ def ask(
 ) -> None:
     """Everything that the page needs, stored."""
     for name, place in models.items():
-        model, processor = Source(place).load()
+        model, processor = Source(place, dtype="float32").load()
         asked = [Group(each) for each in groups()]
         answers(model, processor, data, asked, store / name, batch_size=batch, progress=progress)
 

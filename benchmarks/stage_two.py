@@ -450,7 +450,7 @@ def main(
     else:
         data = from_reference(dialogues)
         facts = {"model": next(iter(named([model]))), "dialogues": dialogues}
-        loaded, processor = Source(model).load()
+        loaded, processor = Source(model, dtype="float32").load()
         facts["layers"] = len(adapter_for(loaded).decoder_layers)
         ask(loaded, processor, data, facts["layers"], store, batch)
         note(store / ASKED, facts)

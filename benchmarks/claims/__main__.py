@@ -125,7 +125,7 @@ def main(
                             page,
                             family,
                             each,
-                            Source(place),
+                            Source(place, dtype="float32"),
                             dialogues,
                             folder_of,
                             batch,

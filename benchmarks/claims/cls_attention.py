@@ -163,7 +163,7 @@ def main(
     """Measure one model's CLS attention and draw it."""
     from foveate.cli.loading import Source
 
-    loaded, processor = Source(model).load()
+    loaded, processor = Source(model, dtype="float32").load()
     found = measure(loaded, processor, scenes)
     out.mkdir(parents=True, exist_ok=True)
     (out / "attention.json").write_text(json.dumps(found) + "\n")
