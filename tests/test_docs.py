@@ -15,7 +15,7 @@ import torch
 import foveate
 from foveate import card, catalog
 from foveate.compressor import Grid, VisualTokens, resolve_keep
-from foveate.evaluation import claims
+from foveate.evaluation import claims, verdicts
 
 ROOT = Path(__file__).parents[1]
 # Claims may be stated before anything was run for them: then they have no page.
@@ -97,9 +97,9 @@ def test_a_page_of_claims_has_them_all_with_verdicts(path: Path) -> None:
     """Made anew when its claims change: `python -m benchmarks.claims NAME --from-store`."""
     page, text = claims.read(path), path.with_suffix(".md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    verdicts = {(row[0][2:], row[1]): row[-1] for row in rows if len(row) > 3}
+    judged = {(row[0][2:], row[1]): row[-1] for row in rows if len(row) > 3}
     for claim in (claim for part in page.parts for claim in part.claims):
-        assert verdicts[claim.source, claim.says].strip("|* ") in claims.WORDS
+        assert judged[claim.source, claim.says].strip("|* ") in verdicts.WORDS
     assert all(f"| {what} | {why} |" in text for what, why in page.left_out)
     assert all(part.text.strip() in text for part in page.parts)
 

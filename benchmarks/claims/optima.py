@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from foveate.evaluation.claims import Claim, Evidence, Side
+from foveate.evaluation.claims import Claim, Side
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.optimum import Optimum
+from foveate.evaluation.verdicts import Evidence
 from foveate.mapping import Mapping
 from foveate.training import optimal
 from foveate.training.teacher import Teacher

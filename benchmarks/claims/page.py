@@ -16,10 +16,11 @@ from benchmarks.claims.running import DPI, MAPPINGS, RELEVANCES
 from benchmarks.claims.stored import Asked, answered, attention_evidence, looked, stored
 from benchmarks.claims.tables import DEEP, curves, scores, trainings
 from foveate.errors import InputError
-from foveate.evaluation import claims, fingerprints
-from foveate.evaluation.claims import ATTENTION, KEPT, Answered, Claim, Evidence, Page, Verdict
+from foveate.evaluation import claims, fingerprints, verdicts
+from foveate.evaluation.claims import ATTENTION, KEPT, Claim, Page
 from foveate.evaluation.optimum import Optimum
 from foveate.evaluation.variants import Bounds
+from foveate.evaluation.verdicts import Answered, Evidence, Verdict
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -79,11 +80,11 @@ def write(
         return there.evidence(claim) if there is not None else f"no model for {title}"
 
     every = [(part, claim) for part in page.parts for claim in part.claims]
-    verdicts = claims.judge(
+    judged = verdicts.judge(
         [claim for _, claim in every], [evidence(*each) for each in every], resamples=resamples
     )
     by_part: dict[str, list[Verdict]] = {}
-    for (part, _), verdict in zip(every, verdicts, strict=True):
+    for (part, _), verdict in zip(every, judged, strict=True):
         by_part.setdefault(part.title, []).append(verdict)
     pictures = _draw(name, page, found[SCENES], attention, models, out)
     lines = [
@@ -91,16 +92,16 @@ def write(
         f"# Claims: {page.title}\n",
         page.text.strip() + "\n",
         "## How this page was made\n",
-        *dict.fromkeys(_made(page, models, found, asked, len(verdicts))),
+        *dict.fromkeys(_made(page, models, found, asked, len(judged))),
         "",
         _counts(by_part),
     ]
     for part in page.parts:
         own = by_part[part.title]
-        lines += [f"\n## {part.title}\n", part.text.strip() + "\n", claims.markdown(own)]
+        lines += [f"\n## {part.title}\n", part.text.strip() + "\n", verdicts.markdown(own)]
         if part.data == ATTENTION:
             lines += [f"\n{each}" for each in pictures[ATTENTION]]
-        if why := claims.reasons(own):
+        if why := verdicts.reasons(own):
             lines += ["\nWhere it does not hold:\n", why]
     if page.prefill is not None:
         lines.append(prefill(page.prefill, timing or RESULTS / page.prefill.file))
@@ -180,8 +181,8 @@ def _made(
             else ""
         )
         + f"; p-values corrected by Holm for the {count} claims of this page together, fewer those "
-        f"out of reach. It *holds* or is *reversed* below a corrected p of {claims.SURE}, else it "
-        "is *open*."
+        f"out of reach. It *holds* or is *reversed* below a corrected p of {verdicts.SURE}, else "
+        "it is *open*."
     )
     if largest == 1:
         lines.append(
@@ -193,15 +194,15 @@ def _made(
 
 def _counts(by_part: Table[str, Sequence[Verdict]]) -> str:
     lines = [
-        f"| | {' | '.join(claims.WORDS)} |",
-        "| --- | " + " | ".join("---" for _ in claims.WORDS) + " |",
+        f"| | {' | '.join(verdicts.WORDS)} |",
+        "| --- | " + " | ".join("---" for _ in verdicts.WORDS) + " |",
     ]
     total: Counter[str] = Counter()
     for title, each in by_part.items():
         own = Counter(verdict.word for verdict in each)
         total += own
-        lines.append(f"| {title} | {' | '.join(str(own[word]) for word in claims.WORDS)} |")
-    lines.append(f"| **all** | {' | '.join(f'**{total[word]}**' for word in claims.WORDS)} |")
+        lines.append(f"| {title} | {' | '.join(str(own[word]) for word in verdicts.WORDS)} |")
+    lines.append(f"| **all** | {' | '.join(f'**{total[word]}**' for word in verdicts.WORDS)} |")
     return "\n".join(lines)
 
 

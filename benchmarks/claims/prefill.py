@@ -7,7 +7,7 @@ from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
-from foveate.evaluation import claims
+from foveate.evaluation import verdicts
 from foveate.evaluation.claims import Prefill
 from foveate.evaluation.timing import Ratio
 
@@ -105,30 +105,30 @@ def _pair(
 def _faster(rows: Table[str, dict[str, Any]], better: str, worse: str) -> str:
     pair = _pair(rows, better, worse)
     if pair is None:
-        return claims.OUT_OF_REACH
+        return verdicts.OUT_OF_REACH
     first, second = pair
     if first["high"] < second["low"]:
-        return claims.HOLDS
-    return claims.REVERSED if first["low"] > second["high"] else claims.OPEN
+        return verdicts.HOLDS
+    return verdicts.REVERSED if first["low"] > second["high"] else verdicts.OPEN
 
 
 def _alike(rows: Table[str, dict[str, Any]], one: str, other: str) -> str:
     pair = _pair(rows, one, other)
     if pair is None:
-        return claims.OUT_OF_REACH
+        return verdicts.OUT_OF_REACH
     gaps = [a["high"] - b["low"] for a, b in (pair, pair[::-1])]
     if max(gaps) < _ALIKE:
-        return claims.HOLDS
+        return verdicts.HOLDS
     # The nearest ends of the two spans.
-    return claims.REVERSED if -min(gaps) > _ALIKE else claims.OPEN
+    return verdicts.REVERSED if -min(gaps) > _ALIKE else verdicts.OPEN
 
 
 def _light(rows: Table[str, dict[str, Any]], one: str, beside: str) -> tuple[str, str]:
     """Whether a method's own FLOPs are few, and how many they are."""
     pair = _pair(rows, one, beside)
     if pair is None or "full" in (one, beside):
-        return claims.OUT_OF_REACH, ""
+        return verdicts.OUT_OF_REACH, ""
     first, second = pair
     share = (first["flops"] - second["flops"]) / first["stock_flops"]
-    word = claims.HOLDS if share < _FEW else claims.REVERSED
+    word = verdicts.HOLDS if share < _FEW else verdicts.REVERSED
     return word, f" ({100 * share:.2f} % of the full model's FLOPs more than {beside})"

@@ -13,10 +13,11 @@ import numpy as np
 
 from foveate.errors import InputError
 from foveate.evaluation import data
-from foveate.evaluation.claims import Answered, Claim, Evidence, Side
+from foveate.evaluation.claims import Claim, Side
 from foveate.evaluation.compare import ANSWERS
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.store import Store
+from foveate.evaluation.verdicts import Answered, Evidence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ import numpy as np
 
 from benchmarks.claims.kinds import FAMILIES, SCENES
 from benchmarks.claims.stored import Asked, share
-from foveate.evaluation import claims, stats
+from foveate.evaluation import stats, verdicts
 from foveate.evaluation.answering import FULL
-from foveate.evaluation.claims import Answered, Page, Side
+from foveate.evaluation.claims import Page, Side
 from foveate.evaluation.reach import in_last_layer
+from foveate.evaluation.verdicts import Answered
 
 DEEP, _WIDE = 32, 576  # layers and tokens of LLaVA-1.5-7B
 
@@ -60,7 +61,7 @@ def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interv
     asked = np.bincount(dialogue)
     some = asked > 0
     gains = np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some]
-    return stats.between_models(gains, asked[some].astype(float), made_up=claims.MADE_UP)[0]
+    return stats.between_models(gains, asked[some].astype(float), made_up=verdicts.MADE_UP)[0]
 
 
 def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:

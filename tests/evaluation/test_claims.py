@@ -11,22 +11,19 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BudgetError, InputError, UnknownName
-from foveate.evaluation.claims import (
+from foveate.evaluation.claims import Claim, Side, groups_of, read
+from foveate.evaluation.data import Dialogue, Turn
+from foveate.evaluation.store import Store
+from foveate.evaluation.verdicts import (
     HOLDS,
     OPEN,
     OUT_OF_REACH,
     REVERSED,
     Answered,
-    Claim,
     Evidence,
-    Side,
-    groups_of,
     judge,
     markdown,
-    read,
 )
-from foveate.evaluation.data import Dialogue, Turn
-from foveate.evaluation.store import Store
 
 IMAGE = Image.new("RGB", (20, 20))
 
