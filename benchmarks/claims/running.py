@@ -30,6 +30,7 @@ from foveate.training.learning import FOLDER
 MAPPINGS, RELEVANCES, _DRAWN = "mappings.png", "relevances.png", 2
 _MAPS = {"layers.png": cls_attention.through_layers, "scenes.png": cls_attention.over_scenes}
 DPI = 110
+COLOURS = 128  # of a sheet of many pictures: it looks the same and takes a quarter of the bytes
 
 
 def ask(
@@ -177,7 +178,9 @@ def _draw_relevances(
     _drawn(
         folder / RELEVANCES,
         [[[each.key for each in row] for row in rows], [each.name for each in dialogues]],
-        lambda path: drawing.save(relevances.draw(rows, model, processor, dialogues), path),
+        lambda path: drawing.save(
+            relevances.draw(rows, model, processor, dialogues).quantize(COLOURS), path
+        ),
     )
 
 
