@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from foveate.errors import InputError
-from foveate.pictures import decoded, load_image
+from foveate.evaluation import videos
+from foveate.evaluation.stored import Stored
+from foveate.pictures import load_image
 from foveate.reference.worlds import FIRST
 
 _ARTICLES = {"a", "an", "the"}
@@ -32,29 +33,6 @@ class Turn:
     def right(self, said: str) -> bool:
         """Whether the model's words are one of the answers, both normalised."""
         return normalised(said) in {normalised(answer) for answer in self.answers}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A picture in a file of others, read when it is looked at.
-
-    Attributes:
-        digest: SHA-256 of its bytes as they are stored; pictures are the same if theirs is.
-        where: how errors call it.
-        read: gives the bytes.
-    """
-
-    digest: str
-    where: str = dataclasses.field(compare=False)
-    read: Callable[[], bytes] = dataclasses.field(compare=False, repr=False)
-
-    def load(self) -> Image.Image:
-        """The picture in RGB.
-
-        Raises:
-            InputError: it cannot be decoded.
-        """
-        return decoded(io.BytesIO(self.read()), self.where)
 
 
 Picture = Path | Image.Image | Stored
@@ -187,12 +165,14 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
 
         {"image": "a.jpg", "turns": [{"question": "What is it?", "answer": "a dog"}]}
 
-    `image` is a path or a list of paths, relative to the file; `frames` a list of paths instead
-    is a video. A turn has `answer` or a list `answers`, and may have a `kind`. `id` may name the
-    dialogue; the line's number does otherwise.
+    `image` is a path or a list of paths, relative to the file. Instead, `video` is a video's path,
+    of which 8 frames are taken at even distances, or as many as `frames` says; `frames` without it
+    is a list of the frames' own paths. A turn has `answer` or a list `answers`, and may have a
+    `kind`. `id` may name the dialogue; the line's number does otherwise.
 
     Raises:
         InputError: the file, a line of it or a picture that it names is not there or malformed.
+        MissingDependency: a video without PyAV.
     """
     file = Path(path)
     if not file.is_file():
@@ -223,16 +203,17 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is no JSON: {error.msg} at column {error.colno}.") from error
     if not isinstance(record, dict) or "turns" not in record:
-        raise InputError(f'{where} needs "image" (or "frames") and "turns".')
-    is_video = "frames" in record
-    paths = record.get("frames") if is_video else record.get("image")
-    paths = [paths] if isinstance(paths, str) else paths
+        raise InputError(f'{where} needs "image" (or "video", or "frames") and "turns".')
+    key = next((each for each in ("video", "frames") if each in record), "image")
+    paths = [record.get(key)] if isinstance(record.get(key), str) else record.get(key)
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
-        raise InputError(f'{where}: "image" must be a path or a list of paths; got {paths!r}.')
-    pictures = tuple(folder / p for p in paths)
-    for picture in pictures:
-        if not picture.is_file():
-            raise InputError(f"{where}: no picture {picture}.\nPaths are relative to the file.")
+        raise InputError(f'{where}: "{key}" must be a path or a list of paths; got {paths!r}.')
+    pictures: tuple[Picture, ...] = tuple(folder / p for p in paths)
+    for file in (folder / each for each in paths):
+        if not file.is_file():
+            raise InputError(f"{where}: no picture {file}.\nPaths are relative to the file.")
+    if key == "video":
+        pictures = _frames(record, folder, where)
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise InputError(f'{where}: "turns" must be a list of questions with answers.')
@@ -241,8 +222,19 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
         name if given is None else str(given),
         pictures,
         tuple(turn(t, where) for t in turns),
-        is_video,
+        key != "image",
     )
+
+
+def _frames(record: dict[str, Any], folder: Path, where: str) -> tuple[Stored, ...]:
+    """Those taken of a video file."""
+    path, count = record["video"], record.get("frames", videos.FRAMES)
+    if not isinstance(path, str) or type(count) is not int or count < 1:
+        raise InputError(
+            f'{where}: expected one path as "video", and "frames" as a number of them; got '
+            f"{path!r:.60}, {count!r:.20}."
+        )
+    return videos.frames_of(folder / path, count)
 
 
 def turn(record: Any, where: str) -> Turn:

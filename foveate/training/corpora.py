@@ -5,14 +5,14 @@
 | `gqa` | `train_balanced_questions.json`, `images/ID.jpg` |
 | `vqav2` | `v2_OpenEnded_mscoco_train2014_questions.json`, its annotations, `train2014/` |
 | `llava-instruct` | `llava_instruct_150k.json`, `images/` or `train2017/` |
-| `llava-video` | `*.json` with conversations, one folder of frames for each video |
-| `nextqa` | `train.csv`, `videos/ID/` with frames |
-| `activitynetqa` | `train_q.json`, `train_a.json`, `videos/NAME/` with frames |
+| `llava-video` | `*.json` with conversations, the videos |
+| `nextqa` | `train.csv`, `videos/ID` |
+| `activitynetqa` | `train_q.json`, `train_a.json`, `videos/NAME` |
 
 A path to a questions file serves as well as the folder. Questions about one GQA or VQA v2 image
 become dialogues of three turns (MT-GQA and MT-VQA-v2 of arXiv 2603.21701, section 6.1): in seeded
-order, three by three; what is left over is left out. Videos are folders of frames, because there
-is no decoder here; `frames` of them are taken at even distances.
+order, three by three; what is left over is left out. A video is a file (`ID.mp4` and the like) or a
+folder of frames, which comes first; `FRAMES` of them are taken at even distances.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Turn, turn
+from foveate.evaluation.data import Dialogue, Picture, Turn, turn
+from foveate.evaluation.videos import FRAMES, SUFFIXES, frames_of
 
 TURNS = 3  # of a dialogue that is built by grouping
-FRAMES = 8  # of a video
 _PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -289,14 +289,19 @@ def _seen(picture: Path, where: str, known: Table[Path, Any]) -> Path:
     return picture
 
 
-def _frames(root: Path, video: Path, where: str) -> tuple[Path, ...]:
-    """`FRAMES` frames of a video at even distances, or all of a shorter one."""
-    places = [root / base / video.with_suffix("") for base in ("videos", ".", "../videos")]
+def _frames(root: Path, video: Path, where: str) -> tuple[Picture, ...]:
+    """`FRAMES` frames of a video at even distances, or all of a shorter folder of frames."""
+    known = video.suffix.lower() in SUFFIXES
+    name = video.with_suffix("") if known else video  # an id may have a dot in it
+    places = [root / base / name for base in ("videos", ".", "../videos")]
     folder = next((each for each in places if each.is_dir()), None)
     if folder is None:
+        endings = (video.suffix,) if known else SUFFIXES
+        files = [each.with_name(each.name + ending) for each in places for ending in endings]
+        if file := next((each for each in files if each.is_file()), None):
+            return frames_of(file)
         raise InputError(
-            f"{where}: no folder of frames {places[0]}.\n"
-            f"Make one: ffmpeg -i {video.name} -vf fps=1 {places[0]}/%05d.jpg"
+            f"{where}: no video {files[0]}.\nExpected that file, or a folder of frames {places[0]}."
         )
     frames = sorted(each for each in folder.iterdir() if each.suffix.lower() in _PICTURES)
     if not frames:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import random
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Table
@@ -22,12 +23,14 @@ from foveate.evaluation.data import (
     DRAWN,
     Dialogue,
     Picture,
-    Stored,
     Turn,
     from_jsonl,
     pixels,
     turn,
 )
+from foveate.evaluation.stored import Stored
+from foveate.evaluation.videos import frames_of
+from foveate.pictures import decoded
 from foveate.training import corpora
 
 HUB = "hf"
@@ -144,7 +147,7 @@ def from_dataset(
 ) -> list[Dialogue]:
     """Rows of a Hugging Face `datasets` dataset (or any sequence of dicts).
 
-    A row has "image" (or a list "images"; "frames" or "video" as a list for a video) with pictures
+    A row has "image" (or a list "images"; a list "frames", or a path "video") with pictures
     or paths, and one of: "turns" as in JSONL; "conversations" as LLaVA writes them; "messages" as
     chat templates take them; "question" with "answer" or "answers".
 
@@ -220,22 +223,34 @@ def _row(rows: Any, number: int, name: str) -> Dialogue:
     if column is None or not pictures:
         raise InputError(f'{where} has no picture.\nExpected "image", "images" or "frames".')
     read = functools.partial(rows.picture, number, column) if isinstance(rows, _Arrow) else None
-    return Dialogue(
-        # Ids of published sets are not always their own.
-        f"{number}-{row['id']}" if row.get("id") is not None else str(number),
-        tuple(
+    found: tuple[Picture, ...]
+    if column == "video" and not several:
+        found = _video(shown, where)
+    else:
+        found = tuple(
             _picture(each, where, read and functools.partial(read, index if several else None))
             for index, each in enumerate(pictures)
-        ),
-        _turns(row, where),
-        is_video,
-    )
+        )
+    # Ids of published sets are not always their own.
+    name = f"{number}-{row['id']}" if row.get("id") is not None else str(number)
+    return Dialogue(name, found, _turns(row, where), is_video)
+
+
+def _video(value: Any, where: str) -> tuple[Picture, ...]:
+    """The frames of a file; `datasets` stores one as its bytes and its path."""
+    path = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        raise InputError(
+            f"{where}: expected a video's path, or a list of frames; got {path!r:.80}."
+        )
+    return frames_of(Path(path))
 
 
 def _picture(value: Any, where: str, read: Callable[[], bytes] | None) -> Picture:
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # as `datasets` stores one
         if value["bytes"] is not None and read is not None:
-            return Stored(hashlib.sha256(value["bytes"]).hexdigest(), f"{where}: the picture", read)
+            digest = hashlib.sha256(value["bytes"]).hexdigest()
+            return Stored(digest, functools.partial(_decoded, read, f"{where}: the picture"))
         value = value["path"]
     if isinstance(value, Image.Image):
         return value
@@ -244,6 +259,10 @@ def _picture(value: Any, where: str, read: Callable[[], bytes] | None) -> Pictur
             return Path(value)
         raise InputError(f"{where}: no picture {value}.")
     raise InputError(f"{where}: expected a picture or a path; got {type(value).__name__}.")
+
+
+def _decoded(read: Callable[[], bytes], name: str) -> Image.Image:
+    return decoded(io.BytesIO(read()), name)
 
 
 def _turns(row: Table[str, Any], where: str) -> tuple[Turn, ...]:

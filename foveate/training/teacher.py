@@ -39,7 +39,8 @@ from foveate.compressor import Reads
 from foveate.errors import InputError, SavedFileError, StageNotAvailable
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Picture, Stored, pixels
+from foveate.evaluation.data import Dialogue, Picture, pixels
+from foveate.evaluation.stored import Stored
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
 from foveate.training.features import Packed, pack

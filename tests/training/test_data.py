@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips, from_reference, from_tiles
+from foveate.evaluation.data import Dialogue, Turn, from_clips, from_reference, from_tiles
+from foveate.evaluation.stored import Stored
 from foveate.training import data
 from foveate.training.corpora import FRAMES, read
+from tests.films import film
 
 
 def picture(path: Path, colour: int = 0) -> Path:
@@ -126,6 +128,20 @@ def test_llava_video_takes_frames_at_even_distances(tmp_path: Path) -> None:
     assert [int(p.stem) for p in found.pictures] == [1, 3, 5, 7, 9, 11, 13, 15]
 
 
+@pytest.mark.parametrize(("entry", "file"), [("a/v1.mp4", "a/v1.mp4"), ("v.1", "videos/v.1.avi")])
+def test_a_video_may_be_a_file(tmp_path: Path, entry: str, file: str) -> None:
+    film(tmp_path / file, [0, 120, 240])
+    write(tmp_path / "0_30_s_oe.json", [llava({"video": entry})])
+    (found,) = read("llava-video", tmp_path)
+    assert found.is_video and len(found.pictures) == FRAMES
+    assert [round(each.getpixel((0, 0))[0] / 120) for each in found.load()] == [0] * 3 + [
+        *[1] * 2,
+        *[2] * 3,
+    ]
+    video(tmp_path / file.removesuffix(Path(file).suffix), 1)  # a folder of frames comes first
+    assert len(read("llava-video", tmp_path)[0].pictures) == 1
+
+
 def nextqa(root: Path, rows: list[dict[str, Any]]) -> None:
     with (root / "train.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -193,7 +209,7 @@ def broken(root: Path, kind: str) -> str:
     [
         ("no picture", "train_balanced_questions.json, question q7: no picture"),
         ("no annotation", "question 0: question_id 90 has no annotation"),
-        ("no frames", "train.csv:2: no folder of frames"),
+        ("no frames", "train.csv:2: no video "),
         ("roles", "entry 0: expected conversations of human and gpt in turn"),
         ("no json", "train_balanced_questions.json:2 is no JSON"),
         ("empty answer", "question q3: expected"),

@@ -260,6 +260,6 @@ def test_a_stored_picture_is_the_file_of_its_bytes(loaded: tuple[Any, Any], tmp_
     Image.new("RGB", (4, 4)).save(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     teacher, turns = Teacher(*loaded, tmp_path), (Turn("?", ("x",)),)
-    stored = Dialogue("a", (Stored(digest, "row 0", file.read_bytes),), turns)
+    stored = Dialogue("a", (Stored(digest, lambda: Image.open(file)),), turns)
     assert teacher.picture_file(stored) == teacher.picture_file(Dialogue("a", (file,), turns))
     assert teacher.answer_file(stored) == teacher.answer_file(Dialogue("a", (file,), turns))
