@@ -19,7 +19,7 @@ from foveate.evaluation import oracle, variants
 from foveate.evaluation.answering import BLIND, FULL, WRONG
 from foveate.evaluation.optimum import NAME as OPTIMUM
 from foveate.evaluation.optimum import Optimum
-from foveate.evaluation.settings import EACH, Keep, Setting, expand
+from foveate.evaluation.settings import EACH, FIRST, Keep, Setting, expand
 from foveate.evaluation.variants import PREFIX, Bounds, Variant
 
 # What claims about the vision tower are judged on: nothing is attached for their sides.
@@ -77,7 +77,10 @@ class Side:
     @property
     def label(self) -> str:
         """The method with what was set, without the budget."""
-        return self.settings[0].label if self.settings else self.method
+        if not self.settings:
+            return self.method
+        one = self.settings[0]
+        return f"{one.label}, chosen at the first turn" if one.turns == FIRST else one.label
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,12 @@ def side(method: str, keep: float = 0.25) -> Side:
     return Side(method, keep)
 
 
+def test_a_side_that_chooses_at_the_first_turn_says_so() -> None:
+    each, first = Side("fastv@metacompress-90"), Side("fastv@metacompress-90", turns="first")
+    assert each.keys != first.keys
+    assert first.label == f"{each.label}, chosen at the first turn"
+
+
 def test_a_claim_holds_is_reversed_open_or_out_of_reach(tmp_path: Path) -> None:
     data = dialogues(40)
     good, alike, bad = side("visionzip"), side("pool"), side("uniform")
