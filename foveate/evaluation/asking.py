@@ -14,7 +14,7 @@ from foveate.compressor import Reads, Stage
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.evaluation.answering import BLIND, FULL, WRONG, Batch, grey
 from foveate.evaluation.comparison import Skipped
-from foveate.evaluation.data import Dialogue, others
+from foveate.evaluation.data import Dialogue, others, parts
 from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import EACH, Setting
 from foveate.evaluation.store import Store
@@ -99,7 +99,7 @@ class Asking:
 
     def foresee(self) -> None:
         """Leave out what the first pictures' sizes rule out already, and say so."""
-        batch = self.batch(0, min(len(self.data), self.batch_size))
+        batch = self.batch(0, next(parts(self.data, self.batch_size)).stop)
         sizes = self._sizes(batch)
         said: dict[str, None] = {}
         for group in self.groups:
@@ -120,8 +120,8 @@ class Asking:
         task = None
         if self.progress is not None:
             task = self.progress.add_task("answering", total=runs * len(self.data))
-        for start in range(0, len(self.data), self.batch_size):
-            stop = min(start + self.batch_size, len(self.data))
+        for part in parts(self.data, self.batch_size):
+            start, stop = part.start, part.stop
             for name in self._conditions(start, stop):
                 if self.progress is not None and task is not None:
                     self.progress.update(task, description=escape(name), advance=stop - start)

@@ -19,7 +19,7 @@ from foveate.errors import InputError, StageNotAvailable
 from foveate.evaluation import cost, fingerprints, summary
 from foveate.evaluation.asking import Asking, Group
 from foveate.evaluation.comparison import Comparison, Price
-from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.evaluation.data import Dialogue, fingerprint, parts
 from foveate.evaluation.oracle import Oracle, check
 from foveate.evaluation.price import price
 from foveate.evaluation.settings import BOTH, EACH, FIRST, Keep, Setting, expand
@@ -27,6 +27,7 @@ from foveate.evaluation.store import Store
 from foveate.evaluation.timing import seconds
 
 ANSWERS = "answers.jsonl"
+_LEAST = {"draws": 1, "batch_size": 1, "max_new_tokens": 1, "repeats": 2}  # a spread needs two
 
 
 def compare(
@@ -67,13 +68,13 @@ def compare(
         oracle: whether to add what is told where the shipped scenes show something.
         batch_size: dialogues answered at a time.
         max_new_tokens: the longest answer.
-        repeats: timed prefills of each setting.
+        repeats: timed prefills of each setting, at least 2.
         fresh: forget stored answers.
         progress: where to show how far it is.
 
     Raises:
-        InputError: no data, images and videos mixed in it, no later turn where one is asked for,
-            or an oracle for other data than the shipped scenes.
+        InputError: a number that is too small, no data, images and videos mixed in it, no later
+            turn where one is asked for, or an oracle for other data than the shipped scenes.
         StageNotAvailable: the model cannot go on from a cache, and `turns` asks for it.
         SavedFileError: `out` holds answers of another model, data or version.
         UnknownName, BudgetError: a method or budget that does not exist.
@@ -208,6 +209,9 @@ class _Task:
         if len({each.is_video for each in self.data}) > 1:
             raise InputError("The data mixes images and videos.\nCompare on one of them at a time.")
         self.groups()  # unknown names and budgets out of range
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}; got {getattr(self, name)}.")
         if self.turns != EACH and all(len(each.turns) < 2 for each in self.data):
             raise InputError(
                 f"turns={self.turns!r} is about later turns, and no dialogue here has a second one."
@@ -253,7 +257,7 @@ class _Task:
 
     def _costs(self, asking: Asking, name: str, batch: int | None) -> summary.Measured:
         """What every setting takes that was not left out."""
-        model, most = asking.model, min(len(self.data), cost.LARGEST)
+        model, most = asking.model, next(parts(self.data, cost.LARGEST)).stop
         asked = asking.batch(0, most)
 
         def inputs(rows: int) -> dict[str, Any]:

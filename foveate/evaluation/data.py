@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def from_clips(
 
     Args:
         count, split, world: as `from_reference` takes them.
-        frames: of every clip, so that several make a batch.
+        frames: of every clip.
     """
     from foveate import reference
 
@@ -252,6 +252,21 @@ def turn(record: Any, where: str) -> Turn:
             f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
         )
     return Turn(asked, tuple(answers), str(record.get("kind") or ""))
+
+
+def form(dialogue: Dialogue) -> int:
+    """What all dialogues of a batch must have in common: their videos' frames; 0 of images."""
+    return len(dialogue.pictures) if dialogue.is_video else 0
+
+
+def parts(dialogues: Sequence[Dialogue], size: int) -> Iterator[slice]:
+    """Dialogues in a row that make a batch, `size` of them at most."""
+    start = 0
+    for stop in range(1, len(dialogues) + 1):
+        ends = stop == len(dialogues) or form(dialogues[stop]) != form(dialogues[start])
+        if ends or stop - start == size:
+            yield slice(start, stop)
+            start = stop
 
 
 def fingerprint(dialogues: Sequence[Dialogue]) -> str:

@@ -20,7 +20,7 @@ from foveate.attach.prompt import Placed, placed
 from foveate.compressor import Compressor, Reads, Stage, VisualTokens
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, fingerprint
+from foveate.evaluation.data import Dialogue, fingerprint, form, parts
 from foveate.fingerprint import of_weights
 from foveate.mapping import Mapping
 from foveate.methods.relevance import Relevance
@@ -183,12 +183,10 @@ class Pairs:
         """
         missing = [each for each in dialogues if not is_whole(self.file(each))]
         done(len(dialogues) - len(missing))
-        for is_video in (False, True):  # a batch of prompts is of one kind
-            kind = [each for each in missing if each.is_video == is_video]
-            for start in range(0, len(kind), batch_size):
-                part = kind[start : start + batch_size]
-                self._compute(part)
-                done(len(part))
+        missing.sort(key=form)  # a batch of prompts is of one form
+        for part in parts(missing, batch_size):
+            self._compute(missing[part])
+            done(len(missing[part]))
 
     def read(self, dialogues: Iterable[Dialogue]) -> list[Pair]:
         """What was stored of these dialogues.

@@ -39,7 +39,7 @@ from foveate.compressor import Reads
 from foveate.errors import InputError, SavedFileError, StageNotAvailable
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Picture, pixels
+from foveate.evaluation.data import Dialogue, Picture, form, parts, pixels
 from foveate.evaluation.stored import Stored
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
@@ -207,19 +207,19 @@ class Teacher:
             return
         done(len(dialogues) - len(missing))
         # One, then a few: the size of all is known before it can matter.
-        first, few, rest = missing[:1], missing[1:_PROBE], missing[_PROBE:]
+        first, few, rest = missing[:1], missing[1:_PROBE], sorted(missing[_PROBE:], key=form)
         with self._evaluating():
             for probe in (first, few):
-                for part in _parts(probe, batch_size):
-                    self._compute(part)
-                    done(len(part))
+                for part in parts(probe, batch_size):
+                    self._compute(probe[part])
+                    done(len(probe[part]))
                 known = missing[: 1 if probe is first else _PROBE]
                 size = self.size(dialogues if whole is None else whole, known or dialogues)
                 self._check(size)
             tell(size)
-            for part in _parts(rest, batch_size):
-                self._compute(part)
-                done(len(part))
+            for part in parts(rest, batch_size):
+                self._compute(rest[part])
+                done(len(rest[part]))
 
     def has(self, dialogue: Dialogue) -> bool:
         """Whether both files are there and whole."""
@@ -330,11 +330,6 @@ class Teacher:
 def _features(file: Path) -> Packed:
     tensors, meta = read_tensors(file)
     return Packed(tensors, json.loads(meta["facts"]))
-
-
-def _parts(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:
-    for start in range(0, len(dialogues), size):
-        yield dialogues[start : start + size]
 
 
 def _mean_bytes(files: Any) -> float:

@@ -378,6 +378,14 @@ def test_data_that_cannot_be_compared_on(loaded: tuple[Any, Any], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["draws", "batch_size", "max_new_tokens", "repeats"])
+def test_numbers_that_are_too_small(loaded: tuple[Any, Any], tmp_path: Path, name: str) -> None:
+    least = 2 if name == "repeats" else 1
+    with pytest.raises(InputError, match=f"{name} must be at least {least}; got {least - 1}"):
+        run(loaded, tmp_path, **{name: least - 1})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_tables_show_every_row_in_eighty_columns(found: Comparison) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as capture:

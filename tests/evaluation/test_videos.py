@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from foveate import reference
 from foveate.errors import InputError, MissingDependency
-from foveate.evaluation.data import fingerprint, from_jsonl
+from foveate.evaluation.compare import compare
+from foveate.evaluation.data import Dialogue, Turn, fingerprint, from_clips, from_jsonl, parts
 from foveate.evaluation.videos import frames_of
 from tests.films import film
 
@@ -92,3 +95,31 @@ def test_videos_in_a_file_of_dialogues(tmp_path: Path) -> None:
     before = fingerprint(found)
     film(tmp_path / "a.mp4", [STEP * i for i in range(21)])
     assert fingerprint(from_jsonl(tmp_path / "data.jsonl")) != before
+
+
+def test_a_batch_has_videos_of_one_length() -> None:
+    image = Image.new("RGB", (4, 4))
+
+    def of(count: int, is_video: bool = True) -> Dialogue:
+        return Dialogue("", (image,) * count, (Turn("?", ("x",)),), is_video)
+
+    mixed = [of(1, False), of(2, False), of(1), of(2), of(2), of(2), of(3)]
+    found = [(part.start, part.stop) for part in parts(mixed, 2)]
+    assert found == [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)]
+    assert not list(parts([], 2))
+
+
+def test_videos_of_several_lengths_are_compared(tmp_path: Path) -> None:
+    clips = [
+        dataclasses.replace(each, name=f"{each.name} {frames}")
+        for frames in (8, 8, 12)
+        for each in from_clips(1, frames=frames)
+    ]
+    data = [dataclasses.replace(each, name=str(i)) for i, each in enumerate(clips)]
+    found = compare(
+        *reference.load("reference-tiles"), data, ["uniform"], [0.5], out=tmp_path, repeats=2
+    )
+    assert len(found.rows) == 1 and not found.skipped
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    counts = {each["dialogue"]: each["n"] for each in records if each.get("n")}
+    assert counts["0"] == counts["1"] < counts["2"]
