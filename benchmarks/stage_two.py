@@ -178,7 +178,7 @@ SAYS = {
     FULL: "the full model",
     ENTERING: "what stage 1 leaves for stage 2, nothing dropped inside",
     ALONE: "stage 1 alone with the budget of both",
-    MERGED: "stage 2 as published: raters choose, the others are merged",
+    MERGED: "stage 2 as it is: raters choose, the others are merged",
     STATES: "the same, raters by the states that enter the layer",
     DROPPED: "raters choose, the others are dropped",
     "random": f"at random, the others dropped (mean of {DRAWS} draws)",
@@ -319,7 +319,7 @@ HEAD = """<!-- Made by `python -m benchmarks.stage_two`; edit that file. -->
 
 # What Polymorphic's second stage loses by
 
-[The claims of *Polymorphic*](polymorphic.md) ask for its two stages as they are published. Here the
+[The claims of *Polymorphic*](polymorphic.md) ask for its two stages as `polymorphic` has them. Here the
 second one is taken apart: where it drops, what it chooses, and whether it merges the rest. Model:
 {model}, {layers} decoder layers, counted from 0, and {n} visual tokens. {dialogues} dialogues of
 the test split, {questions} questions. Differences are paired, with their 95 % interval by the
@@ -329,7 +329,7 @@ bootstrap over dialogues; this is one model, and they are not corrected for bein
 ## The same drops, chosen otherwise
 
 Is something lost because tokens are dropped before these layers, or because of which ones are? All
-rows behind the third drop as many tokens before the same layers as the published schedule. What is
+rows behind the third drop as many tokens before the same layers as `polymorphic` itself. What is
 told knows the drawn scene: it is no method, but says what a choice could keep there. Where the
 others are merged, some of the tokens that are left are clusters of them; else all are chosen ones.
 """
