@@ -319,8 +319,8 @@ HEAD = """<!-- Made by `python -m benchmarks.stage_two`; edit that file. -->
 
 # What Polymorphic's second stage loses by
 
-[The claims of *Polymorphic*](polymorphic.md) ask for its two stages as `polymorphic` has them. Here the
-second one is taken apart: where it drops, what it chooses, and whether it merges the rest. Model:
+[The claims of *Polymorphic*](polymorphic.md) ask for its two stages as `polymorphic` has them. Here
+the second is taken apart: where it drops, what it chooses, and whether it merges the rest. Model:
 {model}, {layers} decoder layers, counted from 0, and {n} visual tokens. {dialogues} dialogues of
 the test split, {questions} questions. Differences are paired, with their 95 % interval by the
 bootstrap over dialogues; this is one model, and they are not corrected for being several. Code:
