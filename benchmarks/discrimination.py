@@ -67,9 +67,19 @@ class Found:
         """Share of right answers, a mean over the models."""
         return float(right.mean(0).sum() / self.asked.sum())
 
-    def apart(self, first: Array, second: Array) -> tuple[stats.Interval, float]:
-        """The difference of two settings with its interval, and how sure its sign is."""
-        return stats.between_models(first - second, self.asked)
+    def apart(
+        self, first: Array, second: Array, any_model: bool = False
+    ) -> tuple[stats.Interval, float]:
+        """The difference of two settings with its interval, and how sure its sign is.
+
+        Args:
+            first, second: right answers of each model to each dialogue.
+            any_model: whether of any training of such a model; of those that were asked if not.
+        """
+        gains = first - second
+        return stats.between_models(
+            gains if any_model else gains.mean(0, keepdims=True), self.asked
+        )
 
 
 def groups() -> list[tuple[Setting, ...]]:
@@ -103,15 +113,22 @@ def table(found: Found) -> dict[str, dict[float, Array]]:
     return dict(sorted(rows.items(), key=rank))
 
 
-def separated(found: Found, rows: Mapping[str, dict[float, Array]]) -> dict[float, tuple[int, int]]:
+def separated(
+    found: Found, rows: Mapping[str, dict[float, Array]], any_model: bool = False
+) -> dict[float, tuple[int, int]]:
     """Budget -> (pairs of methods that differ for sure, all pairs); the oracle is no method.
 
     Sure: p below 0.05 in the paired bootstrap, corrected by Holm for all pairs of the budget.
+
+    Args:
+        found: the answers.
+        rows: as `table` gives them.
+        any_model: as of `Found.apart`.
     """
     counts = {}
     for keep in BUDGETS:
         there = [each[keep] for name, each in rows.items() if keep in each and name != ORACLE]
-        values = [found.apart(a, b)[1] for a, b in itertools.combinations(there, 2)]
+        values = [found.apart(a, b, any_model)[1] for a, b in itertools.combinations(there, 2)]
         counts[keep] = sum(p < SURE for p in stats.holm(values)), len(values)
     return counts
 
@@ -144,11 +161,19 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
         for name, right in conditions.items()
         if right is not None
     ]
-    pairs = ", ".join(
-        f"{sure} of {total} at {100 * keep:g} %"
-        for keep, (sure, total) in separated(found, rows).items()
-    )
     models = facts["models"]
+
+    def pairs(any_model: bool) -> str:
+        counts = separated(found, rows, any_model)
+        return ", ".join(
+            f"{sure} of {total} at {100 * keep:g} %" for keep, (sure, total) in counts.items()
+        )
+
+    also = (
+        f" That would be so of any training of such a model, as far as {len(models)} of them can "
+        f"tell: {pairs(any_model=True)}. (The doubt about the models is added there, by Student's "
+        f"t with {len(models) - 1} degree{'s' * (len(models) > 2)} of freedom.)"
+    )
     return "\n".join(
         [
             "<!-- Made by `python -m benchmarks.discrimination`; edit that file. -->",
@@ -162,27 +187,46 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
             f"{found.stores[0].facts['transformers']}.",
             "",
             "In brackets: the difference from the full model with its 95 % interval, by the paired "
-            "bootstrap over dialogues"
-            + (
-                ", and over the models"
-                if len(models) > 1
-                else " (of this one model: another training of it may differ by more)"
-            )
-            + ". Budgets are shares of the visual tokens, on average over the decoder's layers. "
-            "*Out of reach*: with few layers, those that run on all tokens before the first drop "
-            "take more than the budget. `random` is the mean of three draws. `oracle` is no "
-            "method: it is told which patches show something, but not what will be asked. *Falls "
+            f"bootstrap over dialogues, of {'these models' if len(models) > 1 else 'this model'}: "
+            "another training may differ by more. Budgets are shares of the visual tokens, on "
+            "average over the decoder's layers. *Out of reach*: with few layers, those that run on "
+            "all tokens before the first drop take more than the budget. `random` is the mean of "
+            "three draws. `oracle` is no method: it is told which patches show something, but not what will be asked. *Falls "
             f"evenly*: nowhere more than {EVEN:g} above the next larger budget.",
             "",
             *lines,
             "",
-            f"Pairs of methods that differ for sure: {pairs} (p < {SURE:g}, corrected by Holm for "
-            "all pairs of a budget).",
+            f"Pairs of methods that differ for sure: {pairs(any_model=False)} (p < {SURE:g}, "
+            "corrected by Holm for all pairs of a budget)." + also * (len(models) > 1),
             "",
             "![Accuracy over budgets](pictures/discrimination.png)",
             "",
+            *(by_model(found, rows, full, models) if len(models) > 1 else ()),
         ]
     )
+
+
+def by_model(
+    found: Found, rows: Mapping[str, dict[float, Array]], full: Array, models: Sequence[str]
+) -> list[str]:
+    """Accuracy of each model, as a section."""
+
+    def each_of(right: Array) -> str:
+        return " / ".join(f"{value:.3f}" for value in right.sum(1) / found.asked.sum())
+
+    heads = " | ".join(f"{100 * keep:g} %" for keep in BUDGETS)
+    lines = [
+        f"## {', '.join(models)}",
+        "",
+        f"The same by model. All tokens: {each_of(full)}.",
+        "",
+        f"| method | {heads} |",
+        "| --- |" + " --- |" * len(BUDGETS),
+    ]
+    for name, each in rows.items():
+        cells = [each_of(each[keep]) if keep in each else "out of reach" for keep in BUDGETS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def picture(found: Found) -> Any:

@@ -54,6 +54,25 @@ def test_pairs_are_corrected_for_and_the_oracle_is_no_method(found: discriminati
     assert discrimination.separated(found, with_oracle)[0.1] == (0, 3)
 
 
+def test_several_models_are_judged_as_they_are_and_as_any(
+    found: discrimination.Found,
+) -> None:
+    """What holds of three models that differ much need not hold of a fourth one."""
+    right, other = np.full((3, 40), 3.0), np.full((3, 40), 3.0)
+    other[0, :16] = 0.0  # one of the models is much worse, the others are as good
+    rows = {"one": {0.1: right}, "two": {0.1: other}}
+    assert discrimination.separated(found, rows)[0.1] == (1, 1)
+    assert discrimination.separated(found, rows, any_model=True)[0.1] == (0, 1)
+    other[:, :16] = 0.0
+    assert discrimination.separated(found, rows, any_model=True)[0.1] == (1, 1)
+    lines = discrimination.by_model(found, rows, right, ["a", "b", "c"])
+    other[1] = 3.0
+    assert discrimination.by_model(found, rows, right, ["a", "b", "c"])[-2] == (
+        "| two | out of reach | out of reach | 0.600 / 1.000 / 0.600 | out of reach |"
+    )
+    assert lines[0] == "## a, b, c" and "All tokens: 1.000 / 1.000 / 1.000." in lines[2]
+
+
 def test_the_page_says_what_was_answered(found: discrimination.Found, tmp_path: Path) -> None:
     discrimination.write(found, {"models": ["one"], "dialogues": 40}, tmp_path)
     text = (tmp_path / "discrimination.md").read_text()
