@@ -191,8 +191,9 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
             "another training may differ by more. Budgets are shares of the visual tokens, on "
             "average over the decoder's layers. *Out of reach*: with few layers, those that run on "
             "all tokens before the first drop take more than the budget. `random` is the mean of "
-            "three draws. `oracle` is no method: it is told which patches show something, but not what will be asked. *Falls "
-            f"evenly*: nowhere more than {EVEN:g} above the next larger budget.",
+            "three draws. `oracle` is no method: it is told which patches show something, but not "
+            f"what will be asked. *Falls evenly*: nowhere more than {EVEN:g} above the next larger "
+            "budget.",
             "",
             *lines,
             "",
