@@ -23,9 +23,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def model(loaded: torch.nn.Module) -> str:
-    """Of the configuration, the attention backend and every parameter's bits."""
+    """Of the configuration, the attention backend and every parameter's bits; not of its place."""
     config: Any = loaded.config
-    found = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    found = hashlib.sha256(_placeless(config.to_json_string(use_diff=False)).encode())
     found.update(str(config._attn_implementation).encode())
     for name, parameter in loaded.named_parameters():
         found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -37,14 +37,23 @@ def model(loaded: torch.nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
+def _placeless(text: str) -> str:
+    """A configuration without the folder that it was loaded from."""
+
+    def kept(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in fields.items() if key != "_name_or_path"}
+
+    return json.dumps(json.loads(text, object_hook=kept), sort_keys=True)
+
+
 def processor(loaded: Any) -> str:
     """Of its settings, chat template and vocabulary."""
-    found = hashlib.sha256(loaded.to_json_string().encode())
+    found = hashlib.sha256(_placeless(loaded.to_json_string()).encode())
     found.update(str(getattr(loaded, "chat_template", None)).encode())
     for name in ("image_processor", "video_processor"):
         part = getattr(loaded, name, None)
         if part is not None:
-            found.update(part.to_json_string().encode())
+            found.update(_placeless(part.to_json_string()).encode())
     found.update(json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True).encode())
     return found.hexdigest()[:16]
 

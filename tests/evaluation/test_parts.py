@@ -25,6 +25,7 @@ from foveate.evaluation.store import Store
 from foveate.evaluation.summary import majority
 from foveate.evaluation.timing import alternate
 from tests.families import checkpoints
+from tests.families.llava import make_llava
 from tests.families.models import FAMILIES
 
 # ---------------------------------------------------------------------- settings
@@ -415,6 +416,19 @@ def test_the_models_fingerprint_sees_every_weight_its_type_and_the_attention() -
     assert len({fingerprints.model(each) for each in models}) == 4
     assert fingerprints.model(_Model()) == fingerprints.model(_Model())
     assert fingerprints.model(_Model().to("meta"))  # weights kept elsewhere are not read
+
+
+def test_fingerprints_do_not_see_the_folder_that_was_loaded(tmp_path: Path) -> None:
+    made = make_llava("sdpa")
+    found = set()
+    for place in ("a", "b"):
+        made.save_pretrained(tmp_path / place)
+        checkpoints.PROCESSORS["llava"]().save_pretrained(tmp_path / place)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / place)
+        processor = transformers.AutoProcessor.from_pretrained(tmp_path / place)
+        assert model.config._name_or_path.endswith(place)
+        found.add((fingerprints.model(model), fingerprints.processor(processor)))
+    assert len(found) == 1
 
 
 def test_the_processors_fingerprint_sees_template_and_pictures() -> None:
