@@ -115,7 +115,7 @@ def _note(asking: Asking, source: Source, model: Any, trained: Any, folder: Path
     sizes = {
         record["n"] // len(record["answers"])
         for record in asking.store.records.values()
-        if record["n"]
+        if record.get("n")
     }
     record = {
         "model": source.model,

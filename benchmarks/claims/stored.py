@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import InputError
-from foveate.evaluation import data
 from foveate.evaluation.claims import Claim, Side
-from foveate.evaluation.compare import ANSWERS
+from foveate.evaluation.compare import ANSWERS, changed
 from foveate.evaluation.data import Dialogue
 from foveate.evaluation.store import Store
 from foveate.evaluation.verdicts import Answered, Evidence
@@ -68,7 +67,7 @@ def answered(models: Sequence[Asked], dialogues: Sequence[Dialogue]) -> Answered
             f"The answers of {', '.join(each.name for each in models)} were made with different "
             "data or code.\nRun all of them again."
         )
-    if shared and shared[0]["data"] != data.fingerprint(dialogues):
+    if any(changed(store, dialogues) for store in stores):
         raise InputError("The stored answers are to other dialogues.\nRun them again.")
     left_out = {
         key: (f"{each.name}: " if len(models) > 1 else "") + why

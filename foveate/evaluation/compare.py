@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from foveate.adapters import adapter_for
-from foveate.errors import InputError, StageNotAvailable
+from foveate.errors import InputError, SavedFileError, StageNotAvailable
 from foveate.evaluation import cost, fingerprints, summary
 from foveate.evaluation.asking import Asking, Group
 from foveate.evaluation.comparison import Comparison, Price
@@ -27,6 +27,7 @@ from foveate.evaluation.store import Store
 from foveate.evaluation.timing import seconds
 
 ANSWERS = "answers.jsonl"
+DIALOGUE = "dialogue"  # the setting of records that say what a dialogue is
 _LEAST = {"draws": 1, "batch_size": 1, "max_new_tokens": 1, "repeats": 2}  # a spread needs two
 
 
@@ -52,7 +53,7 @@ def compare(
     """Accuracy and cost of every method at every budget, beside the full model.
 
     Answers are stored in `out` as they come: called again with the same arguments, it goes on
-    where it was interrupted.
+    where it was interrupted; with more dialogues, methods or budgets it asks only for those.
 
     Args:
         model, processor: a supported model and its processor.
@@ -76,7 +77,8 @@ def compare(
         InputError: a number that is too small, no data, images and videos mixed in it, no later
             turn where one is asked for, or an oracle for other data than the shipped scenes.
         StageNotAvailable: the model cannot go on from a cache, and `turns` asks for it.
-        SavedFileError: `out` holds answers of another model, data or version.
+        SavedFileError: `out` holds answers of another model or version, or to other dialogues of
+            the same names.
         UnknownName, BudgetError: a method or budget that does not exist.
     """
     task = _Task(
@@ -156,7 +158,8 @@ def answers(
         out: folder of the stored answers.
 
     Raises:
-        SavedFileError: `out` holds answers of another model, data or version.
+        SavedFileError: `out` holds answers of another model or version, or to other dialogues of
+            the same names.
     """
     path = out / ANSWERS
     if fresh:
@@ -166,7 +169,6 @@ def answers(
         "transformers": transformers.__version__,
         "model": fingerprints.model(model),
         "processor": fingerprints.processor(processor),
-        "data": fingerprint(data),
         "max_new_tokens": max_new_tokens,
     }
     asking = Asking(
@@ -174,7 +176,7 @@ def answers(
         processor,
         data,
         groups,
-        Store(path, facts),
+        _noted(Store(path, facts), data),
         batch_size,
         max_new_tokens,
         progress,
@@ -185,6 +187,30 @@ def answers(
     finally:
         asking.store.close()
     return asking
+
+
+def changed(store: Store, data: Sequence[Dialogue]) -> str | None:
+    """The first dialogue of whose name another one was answered."""
+    for each in data:
+        key = DIALOGUE, each.name
+        if key in store and store[key]["of"] != fingerprint([each]):
+            return each.name
+    return None
+
+
+def _noted(store: Store, data: Sequence[Dialogue]) -> Store:
+    """With what each dialogue is, so that more of them can be asked later, but no others."""
+    other = changed(store, data)
+    if other is not None:
+        store.close()
+        raise SavedFileError(
+            f"{store.path} holds answers to another dialogue {other!r}.\n"
+            "Choose another folder, or start over with --fresh."
+        )
+    for each in data:
+        if (DIALOGUE, each.name) not in store:
+            store.add(DIALOGUE, each.name, of=fingerprint([each]))
+    return store
 
 
 @dataclasses.dataclass

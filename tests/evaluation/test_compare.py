@@ -176,7 +176,7 @@ def test_an_interrupted_comparison_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run(loaded, tmp_path)
     stored = (tmp_path / "answers.jsonl").read_text().splitlines()
-    assert len(stored) == 1 + 5 * 2
+    assert len(stored) == 1 + 4 + 5 * 2  # facts, what the dialogues are, answers
     towers.clear()
     again = run(loaded, tmp_path)
     assert untimed(again) == untimed(found)
@@ -193,10 +193,29 @@ def test_an_interrupted_comparison_goes_on(
 def test_other_data_is_not_mixed_with_stored_answers(
     loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    run(loaded, tmp_path, data=from_reference(2), methods=["pool"])
-    with pytest.raises(SavedFileError, match="data"):
-        run(loaded, tmp_path, data=from_reference(3), methods=["pool"])
-    run(loaded, tmp_path, data=from_reference(3), methods=["pool"], fresh=True)
+    data = from_reference(3)
+    run(loaded, tmp_path, data=data[:2], methods=["pool"])
+    other = [data[0], dataclasses.replace(data[1], turns=data[2].turns)]
+    stored = (tmp_path / "answers.jsonl").read_text()
+    with pytest.raises(SavedFileError, match=f"another dialogue '{data[1].name}'"):
+        run(loaded, tmp_path, data=other, methods=["pool"])
+    assert (tmp_path / "answers.jsonl").read_text() == stored
+    run(loaded, tmp_path, data=other, methods=["pool"], fresh=True)
+
+
+def test_more_dialogues_are_added_to_stored_answers(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    data = from_reference(3)
+    run(loaded, tmp_path, data=data[:2], methods=["pool"])
+    stored = (tmp_path / "answers.jsonl").read_text()
+    found = run(loaded, tmp_path, data=data, methods=["pool"])
+    more = (tmp_path / "answers.jsonl").read_text()
+    assert more.startswith(stored)
+    added = {json.loads(line)["dialogue"] for line in more[len(stored) :].splitlines()}
+    assert added == {data[2].name}
+    whole = run(loaded, tmp_path / "whole", data=data, methods=["pool"])
+    assert [row.accuracy for row in found.rows] == [row.accuracy for row in whole.rows]
 
 
 def test_what_a_model_cannot_do_is_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
