@@ -1,4 +1,4 @@
-"""`foveate draw`: what methods keep of a picture."""
+"""`foveate draw`: what methods keep of an image or a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.cli.output import finish
 
 
 def draw(
-    image: Annotated[str, typer.Argument(help="An image file, or scene:N.")],
+    image: options.Shown,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help="name[@preset]; may be repeated.")
     ] = None,
@@ -26,6 +26,7 @@ def draw(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path(
         "kept.png"
     ),
+    frames: options.Frames = None,
     model: options.Model = "reference",
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",
@@ -39,25 +40,22 @@ def draw(
     from foveate import drawing
     from foveate.cli.attaching import attach_line, setting_of
     from foveate.cli.loading import Source
-    from foveate.pictures import load_image
+    from foveate.cli.showing import shown as looked_at
     from foveate.prompting import conversation, model_inputs
 
     settings = [
         setting_of(each, None if "@" in each else keep, None) for each in method or ["divprune"]
     ]
-    picture = load_image(image)
+    seen = looked_at(image, frames)
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
-    text = conversation(processor, [question])
-    inputs = model_inputs(processor, loaded, [text], [[picture]])
+    text = conversation(processor, [question], is_video=seen.is_video)
+    inputs = model_inputs(processor, loaded, [text], [seen.pictures], is_video=seen.is_video)
     python = [
         *source.python,
         "from foveate import drawing",
-        "from foveate.pictures import load_image",
         "from foveate.prompting import conversation, model_inputs",
-        f"picture = load_image({image!r})",
-        f"text = conversation(processor, [{question!r}])",
-        "inputs = model_inputs(processor, model, [text], [[picture]])",
+        *seen.asked(question),
         "panels = []",
     ]
     panels, found = [], []
@@ -66,12 +64,12 @@ def draw(
             loaded(**inputs, logits_to_keep=1)
         item = run.items[0]
         title = f"{setting.label} {item.n} -> {item.mapping.m}"
-        panels.append(drawing.draw(picture, item, title=title))
+        panels.append(drawing.draw(seen.drawable, item, title=title))
         found.append({"method": setting.label, "visual": item.n, "kept": item.mapping.m})
         python += [
             f"with {attach_line(setting)} as run:",
             "    model(**inputs, logits_to_keep=1)",
-            f"panels.append(drawing.draw(picture, run.items[0], title={title!r}))",
+            f"panels.append(drawing.draw({seen.name}, run.items[0], title={title!r}))",
         ]
     drawing.save(drawing.sheet(panels, columns=3), out)
     python.append(f"drawing.save(drawing.sheet(panels, columns=3), {str(out)!r})")

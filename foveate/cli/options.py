@@ -16,6 +16,10 @@ DeviceMap = Annotated[
     str | None, typer.Option("--device-map", help='As transformers takes it: "auto", "cuda" ...')
 ]
 Attn = Annotated[str | None, typer.Option("--attn", help='Attention kernel: "sdpa", "eager" ...')]
+Shown = Annotated[str, typer.Argument(help="An image or video file, scene:N or clip:N.")]
+Frames = Annotated[
+    int | None, typer.Option("--frames", help="Taken of a video; 8 if not said.", min=1)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Positions = Annotated[
     str | None, typer.Option("--positions", help='"original" or "reindex" position ids.')

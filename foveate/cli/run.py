@@ -1,4 +1,4 @@
-"""`foveate run`: one picture, one question, with and without compression."""
+"""`foveate run`: one image or video, one question, with and without compression."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.cli.output import finish
 
 
 def run(
-    image: Annotated[str, typer.Argument(help="An image file, or scene:N.")],
+    image: options.Shown,
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     method: options.Method = "divprune",
     keep: options.Keep = None,
@@ -22,6 +22,7 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Where to draw what was kept (PNG).")
     ] = None,
     max_new_tokens: options.MaxNewTokens = 64,
+    frames: options.Frames = None,
     model: options.Model = "reference",
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",
@@ -29,22 +30,22 @@ def run(
     attn: options.Attn = None,
     as_json: options.Json = False,
 ) -> None:
-    """Answer a question about a picture, with and without compression."""
+    """Answer a question about an image or a video, with and without compression."""
     from rich.table import Table
 
     from foveate.cli.attaching import attach_line, setting_of
     from foveate.cli.loading import Source
-    from foveate.pictures import load_image
+    from foveate.cli.showing import shown as looked_at
 
     setting = setting_of(method, keep, preset)
-    picture = load_image(image)
+    seen = looked_at(image, frames)
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
 
     from foveate.prompting import conversation, model_inputs, new_words
 
-    text = conversation(processor, [question])
-    inputs = model_inputs(processor, loaded, [text], [[picture]])
+    text = conversation(processor, [question], is_video=seen.is_video)
+    inputs = model_inputs(processor, loaded, [text], [seen.pictures], is_video=seen.is_video)
     length = inputs["input_ids"].shape[1]
 
     def answer() -> str:
@@ -86,11 +87,8 @@ def run(
     shown: list[Any] = [question, table]
     python = [
         *source.python,
-        "from foveate.pictures import load_image",
         "from foveate.prompting import conversation, model_inputs, new_words",
-        f"picture = load_image({image!r})",
-        f"text = conversation(processor, [{question!r}])",
-        "inputs = model_inputs(processor, model, [text], [[picture]])",
+        *seen.asked(question),
         f"full = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
         f"with {attach_line(setting, positions)} as run:",
         f"    out = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)",
@@ -101,11 +99,11 @@ def run(
     if out is not None:
         from foveate import drawing
 
-        drawing.save(drawing.draw(picture, attached.items[0]), out)
+        drawing.save(drawing.draw(seen.drawable, attached.items[0]), out)
         result["picture"] = str(out)
         shown.append(f"drawn to {out}")
         python += [
             "from foveate import drawing",
-            f"drawing.save(drawing.draw(picture, run.items[0]), {str(out)!r})",
+            f"drawing.save(drawing.draw({seen.name}, run.items[0]), {str(out)!r})",
         ]
     finish(result, shown, python, as_json)

@@ -20,6 +20,7 @@ from foveate.cli import main
 from foveate.cli.seeds import named
 from foveate.evaluation.settings import parse_method
 from tests.families.checkpoints import PROCESSORS
+from tests.films import film
 
 Folder = Callable[[str], str]
 Capture = pytest.CaptureFixture[str]
@@ -84,6 +85,37 @@ def test_run(family: str, checkpoint: Folder, tmp_path: Path, capsys: Capture) -
     out = capsys.readouterr().out
     assert found["full"]["answer"] in out
     assert found["compressed"]["answer"] in out
+
+
+@pytest.mark.parametrize("kind", ["clip:1", "a.mp4"])
+def test_run_and_draw_on_a_video(kind: str, tmp_path: Path, capsys: Capture) -> None:
+    place = kind if kind.startswith("clip:") else str(film(tmp_path / kind, [0, 90, 180, 250]))
+    model = ["--model", "reference-tiles", "--frames", "8"]
+    drawn = tmp_path / "kept.png"
+    asked = ["run", place, "what moved ?", "-m", "uniform", "-k", "50%", *model]
+    found = said(capsys, *asked, "--out", str(drawn))
+    assert found["compressed"]["visual_tokens"] == found["full"]["visual_tokens"] / 2
+    first = drawn.read_bytes()
+    drawn.unlink()
+    executed(found["python"])
+    assert found["full"]["answer"] in capsys.readouterr().out
+    assert drawn.read_bytes() == first
+    other = said(capsys, "draw", place, "-m", "uniform", "-k", "50%", *model, "-o", str(drawn))
+    assert other["pictures"][0]["visual"] == found["full"]["visual_tokens"]
+    first = drawn.read_bytes()
+    drawn.unlink()
+    executed(other["python"])
+    assert drawn.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("clip:x", "Clips are numbered from 0"), ("no.mp4", "No video no.mp4"), ("clip:", "numbered")],
+)
+def test_videos_that_are_not_there(place: str, says: str, capsys: Capture) -> None:
+    assert main(["run", place, "what ?", "-k", "8", "--model", "reference-tiles"]) == 1
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
