@@ -35,10 +35,10 @@ def test_methods_that_differ_are_told_apart(found: discrimination.Found) -> None
     rows = discrimination.table(found)
     assert list(rows) == ["cover", "uniform"]  # the better one at 10 % first
     assert discrimination.separated(found, rows) == {
-        0.5: (0, 1),
-        0.25: (1, 1),
-        0.1: (1, 1),
-        0.05: (1, 1),
+        0.5: (0, 1, 0),
+        0.25: (1, 1, 1),
+        0.1: (1, 1, 1),
+        0.05: (1, 1, 1),
     }
 
 
@@ -48,10 +48,14 @@ def test_pairs_are_corrected_for_and_the_oracle_is_no_method(found: discriminati
     less[0, :4] = 0.0  # p = 2 * 0.9^40 = 0.03 alone, 0.09 beside two other pairs
     rows = {"best": {0.1: right}, "second": {0.1: less}, "third": {0.1: less}}
     assert found.apart(right, less)[1] < discrimination.SURE
-    assert discrimination.separated(found, rows)[0.1] == (0, 3)
-    assert discrimination.separated(found, {k: rows[k] for k in ("best", "third")})[0.1] == (1, 1)
+    assert discrimination.separated(found, rows)[0.1] == (0, 3, 0)
+    assert discrimination.separated(found, {k: rows[k] for k in ("best", "third")})[0.1] == (
+        1,
+        1,
+        1,
+    )
     with_oracle = {**rows, discrimination.ORACLE: {0.1: 0 * right}}
-    assert discrimination.separated(found, with_oracle)[0.1] == (0, 3)
+    assert discrimination.separated(found, with_oracle)[0.1] == (0, 3, 0)
 
 
 def test_several_models_are_judged_as_they_are_and_as_any(
@@ -61,10 +65,10 @@ def test_several_models_are_judged_as_they_are_and_as_any(
     right, other = np.full((3, 40), 3.0), np.full((3, 40), 3.0)
     other[0, :16] = 0.0  # one of the models is much worse, the others are as good
     rows = {"one": {0.1: right}, "two": {0.1: other}}
-    assert discrimination.separated(found, rows)[0.1] == (1, 1)
-    assert discrimination.separated(found, rows, any_model=True)[0.1] == (0, 1)
+    assert discrimination.separated(found, rows)[0.1] == (1, 1, 0)  # two of them see no difference
+    assert discrimination.separated(found, rows, any_model=True)[0.1] == (0, 1, 0)
     other[:, :16] = 0.0
-    assert discrimination.separated(found, rows, any_model=True)[0.1] == (1, 1)
+    assert discrimination.separated(found, rows, any_model=True)[0.1] == (1, 1, 1)
     lines = discrimination.by_model(found, rows, right, ["a", "b", "c"])
     other[1] = 3.0
     assert discrimination.by_model(found, rows, right, ["a", "b", "c"])[-2] == (
