@@ -68,18 +68,19 @@ class Found:
         return float(right.mean(0).sum() / self.asked.sum())
 
     def apart(
-        self, first: Array, second: Array, any_model: bool = False
+        self, first: Array, second: Array, spread: stats.Spread | None = None
     ) -> tuple[stats.Interval, float]:
         """The difference of two settings with its interval, and how sure its sign is.
 
         Args:
             first, second: right answers of each model to each dialogue.
-            any_model: whether of any training of such a model; of those that were asked if not.
+            spread: how much models differ in it, to speak of any training of such a model; of
+                those that were asked if None.
         """
         gains = first - second
-        return stats.between_models(
-            gains if any_model else gains.mean(0, keepdims=True), self.asked
-        )
+        if spread is None:
+            gains = gains.mean(0, keepdims=True)
+        return stats.between_models(gains, self.asked, spread=spread)
 
 
 def groups() -> list[tuple[Setting, ...]]:
@@ -133,13 +134,18 @@ def separated(
     Args:
         found: the answers.
         rows: as `table` gives them.
-        any_model: as of `Found.apart`.
+        any_model: whether of any training of such a model; of those that were asked if not.
     """
     counts = {}
     for keep in BUDGETS:
         there = [each[keep] for name, each in rows.items() if keep in each and name != ORACLE]
         both = list(itertools.combinations(there, 2))
-        values = stats.holm([found.apart(a, b, any_model)[1] for a, b in both])
+        spreads: list[stats.Spread | None] = [None] * len(both)
+        if any_model:
+            spreads = [*stats.spreads([stats.own_spread(a - b, found.asked) for a, b in both])]
+        values = stats.holm(
+            [found.apart(a, b, how)[1] for (a, b), how in zip(both, spreads, strict=True)]
+        )
         sure = [
             (a - b).sum(1) for (a, b), p in zip(both, values, strict=True) if p < SURE
         ]  # of each model
@@ -186,10 +192,9 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
         anywhere = separated(found, rows, any_model=True)
         also = (
             f" All {len(models)} models put {alike} of these "
-            f"{sum(each.sure for each in counts.values())} in the same order. Of any other "
-            "training so few of them prove little: with the doubt about the models added "
-            f"(Student's t, {len(models) - 1} degree{'s' * (len(models) > 2)} of freedom) "
-            f"{sum(each.sure for each in anywhere.values())} are left."
+            f"{sum(each.sure for each in counts.values())} in the same order. With the doubt "
+            "about any other training added (Student's t, where all pairs of a budget together "
+            f"tell how much models differ) {sum(each.sure for each in anywhere.values())} are left."
         )
     return "\n".join(
         [

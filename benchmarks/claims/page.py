@@ -176,7 +176,9 @@ def _made(
         "- The rule: the difference in accuracy on the same questions, by the paired bootstrap "
         "over dialogues (a won and a lost question that are made up among them)"
         + (
-            ", with the doubt about the models added (Student's t over their differences)"
+            ", with the doubt about the models added: Student's t over their differences, where "
+            "all claims on the same models together tell how much models differ (a variance is "
+            "drawn towards those of the others as far as they are alike, Smyth 2004)"
             if largest > 1
             else ""
         )

@@ -4,7 +4,8 @@ The rule: a claim says that one side's accuracy lies above another's, by more th
 the share `of` of it. The difference is taken question by question on the same dialogues with every
 model. Dialogues are resampled, a won and a lost one that are made up among them, so that a few are
 sure of nothing; of several models (training seeds) the doubt about them is added
-(`stats.between_models`). The two-sided p-values of all claims of a page are corrected together by
+(`stats.between_models`), where all claims of a page together tell how much models differ
+(`stats.spreads`). The two-sided p-values of all claims of a page are corrected together by
 Holm. A claim *holds* if its difference lies on the claimed side with a corrected p below 0.05, is
 *reversed* if it lies on the other side as surely, and is *open* otherwise. What a model cannot do
 is *out of reach*. Nothing here is typed: a page changes when its runs do.
@@ -209,16 +210,19 @@ def judge(
         for claim, each in zip(claims, found, strict=True)
     ]
 
+    spreads = _spreads(gains)
+
     def tested(together: bool) -> tuple[list[Interval], list[float]]:
         results = [
             stats.between_models(
                 each[0].mean(0, keepdims=True) if together else each[0],
                 each[1],
+                spread=spread,
                 least=claim.least,
                 made_up=MADE_UP,
                 resamples=resamples,
             )
-            for claim, each in zip(claims, gains, strict=True)
+            for claim, each, spread in zip(claims, gains, spreads, strict=True)
             if each is not None
         ]
         return [each[0] for each in results], stats.holm([each[1] for each in results])
@@ -234,6 +238,18 @@ def judge(
         else _verdict(claim, each, *next(numbers))
         for claim, each in zip(claims, found, strict=True)
     ]
+
+
+def _spreads(gains: Sequence[tuple[_Array, _Array] | None]) -> list[stats.Spread | None]:
+    """How much models differ in each claim, told by all claims on as many models."""
+    found: list[stats.Spread | None] = [None] * len(gains)
+    counts = {len(each[0]) for each in gains if each is not None}
+    for models in counts - {1}:
+        places = [i for i, each in enumerate(gains) if each is not None and len(each[0]) == models]
+        own = [stats.own_spread(*each) for i in places if (each := gains[i]) is not None]
+        for place, spread in zip(places, stats.spreads(own), strict=True):
+            found[place] = spread
+    return found
 
 
 def _verdict(claim: Claim, seen: Evidence, interval: Interval, p: float, here: float) -> Verdict:

@@ -68,6 +68,65 @@ def test_three_models_are_rarely_sure_of_what_is_not_there() -> None:
     assert np.mean(found) < 0.08
 
 
+def test_equal_spreads_are_one_spread() -> None:
+    """Nothing tells them apart: all of them have the degrees of freedom of all together."""
+    found = stats.spreads([stats.Spread(0.25, 2)] * 10)
+    assert {each.degrees for each in found} == {20}
+    # Chance would spread them; that they are equal is their logarithms' mean, below their own.
+    assert 0.25 < found[0].variance < 0.25 * np.exp(np.euler_gamma)
+    assert len({each.variance for each in found}) == 1
+
+
+def test_spreads_that_differ_keep_apart() -> None:
+    rng = np.random.default_rng(0)
+    far = [
+        stats.Spread(10.0**power * rng.chisquare(2) / 2, 2) for power in (-8, 8) for _ in range(9)
+    ]
+    found = stats.spreads(far)
+    assert all(2 < each.degrees < 3 for each in found)
+    assert all(each.variance < 1e-3 for each in found[:9])
+    assert all(each.variance > 1e3 for each in found[9:])
+
+
+def test_few_spreads_are_left_as_they_are() -> None:
+    assert stats.spreads([]) == []
+    assert stats.spreads([stats.Spread(0.5, 2)]) == [(0.5, 2)]
+    assert stats.spreads([stats.Spread(0.0, 2)] * 3) == [(0.0, 2)] * 3
+
+
+@pytest.mark.parametrize("alike", [4.0, 30.0])
+def test_shared_spreads_are_as_sure_as_they_say(alike: float) -> None:
+    """Sixty differences of three models that are nothing, their variances more or less alike."""
+    rng = np.random.default_rng(1)
+    sure = own_sure = 0
+    for _ in range(100):
+        variances = alike / rng.chisquare(alike, 60)
+        values = rng.normal(0, variances[:, None] ** 0.5, (60, 3))
+        own = [stats.Spread(float(each.var(ddof=1)), 2) for each in values]
+        shared = stats.spreads(own)
+        error = np.array([each.variance / 3 for each in shared]) ** 0.5
+        bound = np.quantile(abs(rng.standard_t(shared[0].degrees, 20_000)), 0.95)
+        sure += int((abs(values.mean(1)) > bound * error).sum())
+        # Control: the normal distribution is too sure of three values.
+        own_error = np.array([each.variance / 3 for each in own]) ** 0.5
+        own_sure += int((abs(values.mean(1)) > 1.96 * own_error).sum())
+    assert 0.035 < sure / 6000 < 0.065
+    assert own_sure / 6000 > 0.15
+
+
+def test_a_spread_that_is_given_takes_the_place_of_the_models_own() -> None:
+    gains, asked = np.zeros((3, 50)), np.ones(50)
+    gains[:, :25] = [[1.0], [0.8], [0.6]]
+    wide, narrow = (
+        stats.between_models(gains, asked, spread=each)[0]
+        for each in (None, stats.Spread(0.01, 200.0))
+    )
+    assert wide[0] == narrow[0]
+    assert wide[1] < narrow[1] and narrow[2] < wide[2]
+    same = stats.between_models(gains, asked, spread=stats.own_spread(gains, asked))
+    assert same == stats.between_models(gains, asked)
+
+
 def test_holm_by_hand() -> None:
     # Sorted .01 .02 .04: times 3, 2, 1; never smaller than the one before.
     assert stats.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
