@@ -32,11 +32,11 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
         f"| full model | {' / '.join(map(str, sizes))} | {full.mean():.3f} | 100 | | | | 100 % | "
         "100 % |",
     ]
-    for side in sides:
-        right = found.right(side)
-        if not side.settings or isinstance(right, str):
-            continue
-        value, records = right[:, counted], found.records(side)
+    asked = [(side, found.right(side)) for side in sides if side.settings]
+    there = [(side, right[:, counted]) for side, right in asked if not isinstance(right, str)]
+    intervals = _gains(found, [value - full for _, value in there])
+    for (side, value), (_, low, high) in zip(there, intervals, strict=True):
+        records = found.records(side)
         whole = sum(each["n"] for each in records)
         entering, mean = (sum(r[name] for r in records) / whole for name in ("entering", "average"))
         cells = [
@@ -44,7 +44,6 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
             for n, total in ((sizes[-1], layers), (_WIDE, DEEP))
             for left in (in_last_layer(side.settings[0], n, total),)
         ]
-        _, low, high = _gain(found, value - full)
         gain = value.mean() - full.mean()
         of_full = f"{100 * value.mean() / full.mean():.1f}" if full.any() else ""
         cells = [f"{100 * entering:.0f} %", f"{100 * mean:.0f} %", *cells]
@@ -55,13 +54,25 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
     return "\n".join(lines)
 
 
-def _gain(found: Answered, gain: Any, kinds: Sequence[str] = ()) -> stats.Interval:
-    """A difference by question with its interval over dialogues and models."""
+def _gains(found: Answered, each: Sequence[Any], kinds: Sequence[str] = ()) -> list[stats.Interval]:
+    """Differences by question with their intervals over dialogues and models.
+
+    How much models differ is told by all of them together.
+    """
     dialogue = found.dialogue[found.counted(kinds)]
-    asked = np.bincount(dialogue)
-    some = asked > 0
-    gains = np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some]
-    return stats.between_models(gains, asked[some].astype(float), made_up=verdicts.MADE_UP)[0]
+    counts = np.bincount(dialogue)
+    some = counts > 0
+    asked = counts[some].astype(float)
+    gains = [
+        np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some] for gain in each
+    ]
+    spreads: list[stats.Spread | None] = [None] * len(gains)
+    if len(found.stores) > 1:
+        spreads = [*stats.spreads([stats.own_spread(gain, asked) for gain in gains])]
+    return [
+        stats.between_models(gain, asked, spread=spread, made_up=verdicts.MADE_UP)[0]
+        for gain, spread in zip(gains, spreads, strict=True)
+    ]
 
 
 def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
@@ -124,10 +135,18 @@ def curves(found: Answered, page: Page) -> Any:
     for panel, kinds in zip(axes, panels, strict=False):
         counted = found.counted(kinds)
         full = np.asarray(found.right(Side(FULL)))[:, counted]
-        for number, (label, sides) in enumerate(lines.items()):
-            sides = sorted(sides, key=lambda side: side.keep or 0)
-            values = [np.asarray(found.right(side))[:, counted] for side in sides]
-            gains = [_gain(found, value - full, kinds) for value in values]
+        drawn = {
+            label: sorted(sides, key=lambda side: side.keep or 0) for label, sides in lines.items()
+        }
+        rights = {
+            side: np.asarray(found.right(side))[:, counted]
+            for sides in drawn.values()
+            for side in sides
+        }
+        intervals = _gains(found, [right - full for right in rights.values()], kinds)
+        known = dict(zip(rights, intervals, strict=True))
+        for number, (label, sides) in enumerate(drawn.items()):
+            values, gains = [rights[side] for side in sides], [known[side] for side in sides]
             panel.errorbar(
                 [
                     100 * (side.keep or 0) * (1 + 0.012 * (number - len(lines) / 2))
