@@ -187,7 +187,7 @@ def test_broken_data(capsys: Capture, checkpoint: Folder) -> None:
     Path("data.jsonl").write_text('{"image": "a.png"}\n')
     model = checkpoint("llava")
     message = refused(capsys, "compare", "--data", "data.jsonl", "--model", model)
-    assert 'data.jsonl:1 needs "image" (or "frames") and "turns"' in message
+    assert 'data.jsonl:1 needs "image" (or "video", or "frames") and "turns"' in message
 
 
 @pytest.mark.parametrize(
