@@ -4,7 +4,7 @@
     python -m benchmarks.seeds                 # the page again, from the records that are kept
 
 The table stands in `docs/reference-model.md`; the records, which `foveate train reference` wrote
-into each model's folder, are kept in `benchmarks/results/reference-seeds.json`.
+into each model's folder, are kept in `benchmarks/reference-seeds.json`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveate.reference.table import insert
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference-model.md"
-KEPT = ROOT / "benchmarks" / "results" / "reference-seeds.json"
+KEPT = ROOT / "benchmarks" / "reference-seeds.json"
 CONDITIONS = {"blind": "mean image", "wrong_image": "wrong image", "majority": "majority answer"}
 ABOVE = 0.2  # what a kind of question has to be above its majority answer
 
