@@ -29,8 +29,7 @@ def frames_of(file: Path, count: int = FRAMES) -> tuple[Stored, ...]:
         MissingDependency: PyAV is not installed.
     """
     _av()
-    state = file.stat()
-    which = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} of {count}"
+    which = f"{file.resolve()} {_state(file)} of {count}"
     return tuple(
         Stored(
             hashlib.sha256(f"{which}: {index}".encode()).hexdigest(),
@@ -40,8 +39,14 @@ def frames_of(file: Path, count: int = FRAMES) -> tuple[Stored, ...]:
     )
 
 
+def _state(file: Path) -> tuple[int, int]:
+    """What changes when a file does."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 def _frame(file: Path, count: int, index: int) -> Image.Image:
-    return _decoded(file, count)[index].copy()
+    return _decoded(file, count, _state(file))[index].copy()
 
 
 def _av() -> Any:
@@ -54,8 +59,8 @@ def _av() -> Any:
 
 # A dialogue's frames are looked at one after the other.
 @functools.lru_cache(maxsize=1)
-def _decoded(file: Path, count: int) -> list[Image.Image]:
-    """All frames that are taken of a video.
+def _decoded(file: Path, count: int, state: tuple[int, int]) -> list[Image.Image]:
+    """All frames that are taken of a video, as long as its state is that.
 
     Raises:
         InputError: it cannot be decoded.
@@ -67,13 +72,17 @@ def _decoded(file: Path, count: int) -> list[Image.Image]:
                 raise InputError(f"{file} holds no video stream.")
             stream = container.streams.video[0]
             # Packets are read and not decoded: that is fast, and counts what a header may not know.
-            packets = [each for each in container.demux(stream) if each.pts is not None]
+            packets = [
+                (each.pts, each.dts or 0, each.is_keyframe)
+                for each in container.demux(stream)
+                if each.pts is not None
+            ]
             if not packets:
-                raise InputError(f"{file} holds no frame with a time.\nConvert it: ffmpeg -i ...")
-            times = sorted(each.pts for each in packets)
+                raise InputError(f"{file} holds no frame with a time.\nConvert it to MP4 first.")
+            times = sorted(shown for shown, _, _ in packets)
             middles = [times[(2 * i + 1) * len(times) // (2 * count)] for i in range(count)]
             # By the times of decoding, as files are searched: never behind those of showing.
-            keys = {each.pts: min(each.pts, each.dts or 0) for each in packets if each.is_keyframe}
+            keys = {shown: min(shown, decoded) for shown, decoded, is_key in packets if is_key}
             found = dict(_at(container, stream, sorted(set(middles)), keys))
             return [found[each] for each in middles]
     except av.FFmpegError as error:

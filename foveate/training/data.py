@@ -221,7 +221,9 @@ def _row(rows: Any, number: int, name: str) -> Dialogue:
     several = isinstance(shown, list | tuple)
     pictures = list(shown) if several else [shown]
     if column is None or not pictures:
-        raise InputError(f'{where} has no picture.\nExpected "image", "images" or "frames".')
+        raise InputError(
+            f'{where} has no picture.\nExpected "image", "images", "frames" or "video".'
+        )
     read = functools.partial(rows.picture, number, column) if isinstance(rows, _Arrow) else None
     found: tuple[Picture, ...]
     if column == "video" and not several:

@@ -55,6 +55,13 @@ def test_frames_are_decoded_when_looked_at_and_known_by_their_file(tmp_path: Pat
         frames[0].load()
 
 
+def test_a_video_that_is_replaced_is_decoded_again(tmp_path: Path) -> None:
+    file = film(tmp_path / "a.mp4", [0] * 4)
+    assert shown([frames_of(file, 1)[0].load()]) == [0]
+    film(file, [5 * STEP] * 9)
+    assert shown([frames_of(file, 1)[0].load()]) == [5]
+
+
 def test_a_picture_is_changed_alone(tmp_path: Path) -> None:
     (one,) = frames_of(film(tmp_path / "a.mp4", [0]), 1)
     one.load().paste((255, 255, 255), (0, 0, 32, 32))
