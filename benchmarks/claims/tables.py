@@ -66,9 +66,7 @@ def _gains(found: Answered, each: Sequence[Any], kinds: Sequence[str] = ()) -> l
     gains = [
         np.array([np.bincount(dialogue, weights=one) for one in gain])[:, some] for gain in each
     ]
-    spreads: list[stats.Spread | None] = [None] * len(gains)
-    if len(found.stores) > 1:
-        spreads = [*stats.spreads([stats.own_spread(gain, asked) for gain in gains])]
+    spreads = verdicts.shared_spreads([(gain, asked) for gain in gains])
     return [
         stats.between_models(gain, asked, spread=spread, made_up=verdicts.MADE_UP)[0]
         for gain, spread in zip(gains, spreads, strict=True)

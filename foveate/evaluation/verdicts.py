@@ -210,7 +210,7 @@ def judge(
         for claim, each in zip(claims, found, strict=True)
     ]
 
-    spreads = _spreads(gains)
+    spreads = shared_spreads(gains)
 
     def tested(together: bool) -> tuple[list[Interval], list[float]]:
         results = [
@@ -240,8 +240,16 @@ def judge(
     ]
 
 
-def _spreads(gains: Sequence[tuple[_Array, _Array] | None]) -> list[stats.Spread | None]:
-    """How much models differ in each claim, told by all claims on as many models."""
+def shared_spreads(gains: Sequence[tuple[_Array, _Array] | None]) -> list[stats.Spread | None]:
+    """How much models differ in each of several comparisons, told by all on as many models.
+
+    Args:
+        gains: of each comparison, what `stats.between_models` takes first: each model's gain in
+            each dialogue, and the questions of each; None for one that was not made.
+
+    Returns:
+        None for a comparison that was not made or of one model, which differs from nothing.
+    """
     found: list[stats.Spread | None] = [None] * len(gains)
     counts = {len(each[0]) for each in gains if each is not None}
     for models in counts - {1}:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from foveate.errors import BudgetError, InputError, UnknownName
+from foveate.evaluation import stats
 from foveate.evaluation.claims import Claim, Side, groups_of, read
 from foveate.evaluation.data import Dialogue, Turn
 from foveate.evaluation.store import Store
@@ -115,6 +116,18 @@ def test_many_claims_are_corrected_together() -> None:
     assert alone.word == HOLDS
     assert among[0].word == OPEN
     assert alone.p is not None and among[0].p == pytest.approx(min(1.0, 100 * alone.p))
+
+
+def test_all_claims_tell_how_much_models_differ() -> None:
+    rng, asked = np.random.default_rng(0), np.full(60, 3.0)
+    found = [Evidence(*rng.integers(0, 4, (2, 3, 60)).astype(float), asked) for _ in range(12)]
+    found[4] = Evidence(found[4].better[:2], found[4].worse[:2], asked)  # on two models alone
+    claims = [Claim("t", "s", side("pool"), side("uniform")) for _ in found]
+    gains = [each.better - each.worse for each in found]
+    shared = stats.spreads([stats.own_spread(g, asked) for g in gains if len(g) == 3])
+    with_all = judge(claims, found)[0].difference
+    assert with_all == stats.between_models(gains[0], asked, spread=shared[0], made_up=1)[0]
+    assert judge(claims[:1], found[:1])[0].difference != with_all
 
 
 def test_the_difference_is_over_dialogues_and_pairs_them(tmp_path: Path) -> None:
