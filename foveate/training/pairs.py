@@ -183,7 +183,7 @@ class Pairs:
         """
         missing = [each for each in dialogues if not is_whole(self.file(each))]
         done(len(dialogues) - len(missing))
-        missing.sort(key=form)  # a batch of prompts is of one form
+        missing.sort(key=form)  # batches are of one form: fewer of them so
         for part in parts(missing, batch_size):
             self._compute(missing[part])
             done(len(missing[part]))

@@ -15,7 +15,7 @@ from foveate import relevance
 from foveate.attach.prompt import placed
 from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Turn
+from foveate.evaluation.data import Dialogue, Turn, form
 from foveate.methods.relevance import Relevance
 from foveate.methods.seek import Seek
 from foveate.relevance import Rule
@@ -142,6 +142,20 @@ def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
     short = Pairs(*loaded, tmp_path, max_new_tokens=4, limit=24)
     short.fill([one])
     assert short.read([one]) == []
+
+
+def test_batches_of_pairs_are_of_one_form_and_as_few_as_can_be(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = dialogue(0, 1)
+    clips = [
+        dataclasses.replace(image, name=str(i), pictures=image.pictures * frames, is_video=True)
+        for i, frames in enumerate((2, 3, 2, 3))
+    ]
+    made, parts = Pairs(*loaded, tmp_path), list[list[int]]()
+    monkeypatch.setattr(made, "_compute", lambda part: parts.append([form(one) for one in part]))
+    made.fill([clips[0], image, *clips[1:]], batch_size=3)
+    assert parts == [[0], [2, 2], [3, 3]]
 
 
 def test_pairs_of_several_pictures_hold_what_each_one_shows(loaded: Loaded, tmp_path: Path) -> None:

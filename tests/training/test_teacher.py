@@ -16,7 +16,7 @@ import foveate
 from foveate import reference
 from foveate.errors import InputError, SavedFileError
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Stored, Turn
+from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips
 from foveate.training import data
 from foveate.training.batches import collate
 from foveate.training.losses import prediction
@@ -241,6 +241,19 @@ def test_every_family_of_processors(family: str, template: bool, tmp_path: Path)
         with foveate.attach(model, TopNorm(), keep=2):
             expected = model(**inputs, use_cache=False).logits[0, lesson.text.places]
         torch.testing.assert_close(own, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_clips_of_several_lengths_are_stored_in_batches_of_one_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.training.teacher._PROBE", 2)
+    long = [dataclasses.replace(each, name="long") for each in from_clips(1, frames=12)]
+    first, second, *short = from_clips(4, frames=8)
+    clips = [first, second, short[0], *long, *short[1:]]
+    teacher, done = Teacher(*reference.load("reference-tiles"), tmp_path), list[int]()
+    teacher.fill(clips, batch_size=4, done=done.append)
+    assert done == [0, 1, 1, 2, 1]
+    assert all(teacher.has(each) for each in clips)
 
 
 def test_pictures_with_other_palettes_are_others(loaded: tuple[Any, Any], tmp_path: Path) -> None:
