@@ -134,6 +134,14 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     assert run(folder, *asked).exit_code == 0
     assert (folder / "paper.md").read_text() == text
 
+    def others(count: int, split: str = "test") -> list[Dialogue]:
+        return [dataclasses.replace(one, turns=one.turns[::-1]) for one in questions(count, split)]
+
+    monkeypatch.setitem(KINDS, "scenes", dataclasses.replace(scenes, drawn=others))
+    result = run(folder, "--from-store")
+    assert result.exit_code == 2 and "to other dialogues" in result.output
+    assert (folder / "paper.md").read_text() == text
+
 
 def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path) -> None:
     model = ["--model", str(folder / "seed0"), "--dialogues", "2"]

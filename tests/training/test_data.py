@@ -253,10 +253,22 @@ def test_rows_of_a_dataset_in_each_form(tmp_path: Path) -> None:
     assert [d.is_video for d in found] == [False, False, True, False]
 
 
+def test_rows_of_videos_show_frames_of_their_files(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4", [0, 240])
+    asked = {"question": "What?", "answer": "That."}
+    as_stored = {"bytes": None, "path": str(path)}
+    frames = [str(picture(tmp_path / "a.png"))] * 3
+    found = data.from_dataset([{"video": each, **asked} for each in (str(path), as_stored, frames)])
+    assert all(each.is_video for each in found)
+    assert found[0].pictures == found[1].pictures and len(found[2].pictures) == 3
+    assert found[0].load()[0].getpixel((0, 0)) != found[0].load()[-1].getpixel((0, 0))
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"question": "q", "answer": "a"}, "row 1 has no picture"),
+        ({"video": "no.mp4", "question": "q", "answer": "a"}, "row 1: expected a video's path"),
         ({"image": "absent.png", "question": "q", "answer": "a"}, "row 1: no picture absent.png"),
         ({"image": 3, "question": "q", "answer": "a"}, "row 1: expected a picture"),
         ({"image": Image.new("RGB", (2, 2)), "question": "q"}, "row 1: expected"),
