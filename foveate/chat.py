@@ -42,7 +42,8 @@ class Reply:
         prompt: tokens of the whole conversation up to the answer, pictures uncompressed.
         reused: how many of them were in the cache already.
         kv_bytes: bytes of keys and values after the answer.
-        first_seconds: from the question to the first piece of text.
+        first_seconds: from the question to the first token. Text may come later: words are told
+            when they are whole.
         seconds: to the end of the answer.
     """
 
@@ -127,23 +128,25 @@ class Chat:
         """Forget the conversation."""
         self.history, self._cache, self._cached, self._encoded = [], None, None, None
 
-    def ask(self, question: str, images: Sequence[Image.Image] = (), **options: Any) -> Reply:
+    def ask(
+        self, question: str, images: Sequence[Image.Image] | Image.Image = (), **options: Any
+    ) -> Reply:
         """The answer to a question, with what it took.
 
         Args:
             question: the user's text.
-            images: pictures shown with it.
+            images: the pictures, or the picture, shown with it.
             options: further arguments of `model.generate`.
 
         Raises:
-            InputError: the question is empty, or the conversation holds no picture yet.
+            InputError: the question is empty, or an option cannot go with a streamed answer.
         """
         for _ in self.stream(question, images, **options):
             pass
         return self.history[-1][2]
 
     def stream(
-        self, question: str, images: Sequence[Image.Image] = (), **options: Any
+        self, question: str, images: Sequence[Image.Image] | Image.Image = (), **options: Any
     ) -> Generator[str, None, None]:
         """The same, piece by piece as it is generated; `history[-1]` then holds the reply.
 
@@ -151,18 +154,15 @@ class Chat:
         """
         if not question.strip():
             raise InputError("A question is needed; an empty one arrived.")
-        pictures = tuple(image.convert("RGB") for image in images)
-        if not pictures and not any(shown for _, shown, _ in self.history):
-            raise InputError("This conversation has no picture yet.\nPass one with the question.")
+        given = (images,) if isinstance(images, Image.Image) else images
+        pictures = tuple(image.convert("RGB") for image in given)
+        chosen = self._options(options)
         began = time.perf_counter()
         turn = _Turn(self, question, pictures)
-        worker = _Generation(turn, self._options(options))
+        worker = _Generation(turn, chosen)
         pieces: list[str] = []
-        first = 0.0
         with worker.running() as stream:
             for piece in stream:
-                if piece and not pieces:
-                    first = time.perf_counter() - began
                 if piece:
                     pieces.append(piece)
                     yield piece
@@ -179,14 +179,20 @@ class Chat:
             prompt=turn.length,
             reused=turn.reused,
             kv_bytes=kv_bytes(self._cache),
-            first_seconds=first or ended - began,
+            first_seconds=(worker.first or ended) - began,
             seconds=ended - began,
         )
         self.history.append((question, pictures, reply))
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "num_beams": 1}
-        return {**chosen, **options}
+        usual = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "num_beams": 1}
+        chosen = {**usual, **options}
+        if chosen["num_beams"] != 1:
+            raise InputError(
+                f"Answers come as they are made, which beams cannot; got num_beams="
+                f"{chosen['num_beams']}.\nUse foveate.attach and model.generate for beam search."
+            )
+        return chosen
 
 
 class _Turn:
@@ -206,11 +212,11 @@ class _Turn:
         goes_on = adapter.later_pictures if pictures else adapter.later_turns
         if chat.turns == "first" and goes_on and chat._cache is not None:
             self.reused = self._reuse(ids[0].cpu())
-        self.compresses = not self.reused or bool(pictures)
+        self.compresses = bool(pictures if self.reused else shown)
         if self.reused:
             self.cache = chat._cache
             self._leave_out_old_pictures(question, pictures)
-        elif chat.turns == "each":
+        elif chat.turns == "each" and shown:
             self._share(fresh=bool(pictures))
 
     def _reuse(self, ids: Tensor) -> int:
@@ -222,7 +228,8 @@ class _Turn:
         same = int(differ[0]) if len(differ) else shared
         # A template may write an answer otherwise than it was generated; what stands before the
         # last picture's own answer is compressed, and cannot be cut.
-        if same < max(reply.prompt for _, shown, reply in chat.history if shown):
+        whole = (reply.prompt for _, shown, reply in chat.history if shown)
+        if same < max(whole, default=0):
             return 0
         surplus = chat._cache.get_seq_length() - same  # an answer left early runs over, too
         if surplus:
@@ -263,6 +270,7 @@ class _Generation:
         self.out: Any = None
         self.run: Any = None
         self.error: BaseException | None = None
+        self.first: float | None = None  # when the first token was drawn
         self.left = threading.Event()
 
     @contextlib.contextmanager
@@ -275,6 +283,7 @@ class _Generation:
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
         def left(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            self.first = self.first or time.perf_counter()
             return torch.full((len(ids),), self.left.is_set(), device=ids.device)
 
         def work() -> None:

@@ -6,7 +6,15 @@ import dataclasses
 
 from torch import nn
 
-from foveate.compressor import Compressor, Reads, Stage, VisualTokens, check_keep, resolve_keep
+from foveate.compressor import (
+    Compressor,
+    Reads,
+    Stage,
+    VisualTokens,
+    check_keep,
+    most_entering,
+    resolve_keep,
+)
 from foveate.errors import BudgetError
 from foveate.mapping import Mapping
 
@@ -20,7 +28,8 @@ class Chain(Compressor):
     Attributes:
         methods: the methods, in order.
         ratio: with one `keep` for all, every method leaves `ratio` times as much as the next one;
-            the last meets it (the average over layers, where it acts between them).
+            the last meets it (the average over layers, where it acts between them, so that no
+            more may enter than lets it).
         keeps: a budget for each instead; None where the method's own fields decide.
     """
 
@@ -79,7 +88,8 @@ class Chain(Compressor):
                 mine = keep
             else:
                 left = len(self.methods) - 1 - place
-                mine = min(n, round(self.ratio**left * keep))
+                most = most_entering(self.parts[-1], n, keep, total)
+                mine = min(most, round(self.ratio**left * keep))
             found += method.budgets(n, mine, total)
         return tuple(found)
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foveate.attention import LayerAttention
-from foveate.errors import BudgetError, UnknownName
+from foveate.errors import BudgetError, StageNotAvailable, UnknownName
 from foveate.mapping import Mapping
 
 
@@ -87,7 +87,8 @@ class VisualTokens:
             (the mean over a patch group where the projector merges groups), at `input` the
             projected tokens, at `decoder` the hidden states entering that layer.
         grids: the rasters that the slots form, in slot order; their sizes sum to n. LLaVA has
-            one, LLaVA-NeXT a base view and a tile mosaic, a video one with several frames.
+            one, LLaVA-NeXT a base view and a tile mosaic, a video one with several frames. Empty
+            once tokens have been dropped or merged.
         is_video: whether this is a video.
         encoder: (n, c) encoder output per slot.
         embeddings: (n, e) projected tokens, as the language model would receive them.
@@ -155,6 +156,20 @@ class VisualTokens:
     def n(self) -> int:
         """Number of visual slots."""
         return self.features.shape[0]
+
+    @property
+    def rasters(self) -> tuple[Grid, ...]:
+        """`grids`, for a method that cannot do without.
+
+        Raises:
+            StageNotAvailable: a method before it has dropped tokens; what is left forms none.
+        """
+        if sum(grid.size for grid in self.grids) != self.n:
+            raise StageNotAvailable(
+                "This method must know where in the picture each token lies, and another one has "
+                "dropped or merged some.\nPut it first in the chain."
+            )
+        return self.grids
 
     def left(self, mapping: Mapping, features: Float[Tensor, "m d"]) -> VisualTokens:
         """What the next method sees after `mapping` acted: its tokens, the rest by their anchors.
@@ -392,6 +407,20 @@ class Step:
 
     layer: int
     keep: int | None
+
+
+def most_entering(method: Compressor, n: int, keep: int, total: int) -> int:
+    """Tokens that may enter a decoder between whose layers `method` must meet an average.
+
+    Args:
+        method: what drops tokens between layers; by a schedule of its own, or not at all, n may.
+        n: tokens of the picture.
+        keep: the average over the `total` executed layers, of which each runs on a token at least.
+    """
+    layers = method.layers_in(total)
+    if method.states_budget or not layers or not layers[0]:
+        return n
+    return max(keep, min(n, (total * keep - (total - layers[0])) // layers[0]))
 
 
 def solve_schedule(

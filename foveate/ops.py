@@ -78,8 +78,13 @@ def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     """`total` items over bins in proportion to their sizes, none above its size.
 
     Largest remainders get what rounding down leaves; ties go to the earlier bin.
+
+    Raises:
+        ValueError: there are more items than all bins hold.
     """
     whole = sum(sizes)
+    if total > whole:
+        raise ValueError(f"{total} items do not fit in bins of {whole} in all.")
     exact = [total * size / whole for size in sizes]
     given = [math.floor(e) for e in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (given[i] - exact[i], i))

@@ -77,7 +77,8 @@ def model_inputs(
         InputError: the processor refuses a picture, for example one of a single pixel.
         MissingDependency: the processor needs torchvision for videos.
     """
-    shown: dict[str, Any] = {"images": [list(each) for each in pictures]}
+    # Processors cannot group no pictures at all.
+    shown: dict[str, Any] = {"images": [list(each) for each in pictures]} if any(pictures) else {}
     if is_video:
         if getattr(processor, "video_processor", None) is None:
             raise MissingDependency("torchvision", "A video", "vision")

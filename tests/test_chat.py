@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ def test_a_picture_in_a_later_turn(load: Any, family: str) -> None:
             assert len(reply.items) == (2 if fresh else 1)
 
 
+@pytest.mark.parametrize("turns", ["first", "each"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_may_come_before_the_first_picture(load: Any, family: str, turns: str) -> None:
+    model, processor = load(family)
+    chat = Chat(model, processor, "divprune", keep=0.5, max_new_tokens=6, turns=turns)
+    asked: list[tuple[str, list[Image.Image], str]] = []
+    for question, images in zip(QUESTIONS, ([], [picture(0)], []), strict=True):
+        reply = chat.ask(question, images)
+        asked.append((question, images, reply.text))
+        said, _ = again(model, processor, asked, method="divprune", keep=0.5)
+        assert reply.text == said
+        anew = images or (turns == "each" and len(asked) > 1)
+        assert len(reply.items) == bool(anew) == (reply.report is not None)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_each_turn_may_choose_anew(load: Any, family: str) -> None:
     model, processor = load(family)
@@ -197,8 +213,33 @@ def test_reset_forgets(load: Any) -> None:
     chat.ask(QUESTIONS[0], [picture(0)])
     chat.reset()
     assert not chat.history
-    with pytest.raises(InputError, match="no picture yet"):
-        chat.ask(QUESTIONS[0])
+    assert not chat.ask(QUESTIONS[0]).reused
+
+
+def test_what_a_conversation_cannot_take_is_told(load: Any) -> None:
+    chat = Chat(*load("llava"), "divprune", keep=0.4, max_new_tokens=2)
+    with pytest.raises(InputError, match="num_beams=3"):
+        chat.ask(QUESTIONS[0], [picture(0)], num_beams=3)
+    assert not chat.history
+    assert len(chat.ask(QUESTIONS[0], picture(0)).items) == 1  # one needs no list
+
+
+def test_the_first_token_is_not_the_first_word(
+    load: Any,
+) -> None:
+    """Words are told when they are whole, tokens are drawn one by one."""
+    model, processor = load("llava")
+    chat = Chat(model, processor, "divprune", keep=0.4, max_new_tokens=4)
+    stamps: list[float] = []
+
+    def stamp(ids: Any, scores: Any) -> Any:
+        stamps.append(time.perf_counter())
+        return scores
+
+    began = time.perf_counter()
+    reply = chat.ask(QUESTIONS[0], [picture(0)], logits_processor=[stamp])
+    assert 0 < reply.first_seconds < stamps[1] - began
+    assert reply.seconds > stamps[-1] - stamps[0]
 
 
 @pytest.mark.parametrize(

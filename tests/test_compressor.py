@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import foveate
 from foveate.compressor import (
     Compressor,
     Grid,
@@ -25,7 +26,7 @@ from foveate.compressor import (
     resolve_keep,
     with_preset,
 )
-from foveate.errors import BudgetError, UnknownName
+from foveate.errors import BudgetError, StageNotAvailable, UnknownName
 from foveate.mapping import Mapping
 
 
@@ -197,3 +198,26 @@ def test_shapes_that_contradict_each_other_are_seen_in_tests() -> None:
         VisualTokens(features=torch.zeros(4, 2), grids=(), attention=torch.zeros(3))
     with pytest.raises(jaxtyping.TypeCheckError):
         Mapping.select(torch.zeros(2), 4)
+
+
+# ---------------------------------------------------------------- one after the other
+
+
+@pytest.mark.parametrize("keep", [10, 64, 200])
+def test_no_more_enters_a_decoder_than_its_average_bears(keep: int) -> None:
+    """Three of five layers run on all that enters, and each of the others on a token at least."""
+    chained = foveate.chain("uniform", foveate.FastV(layer=3))
+    first, after = chained.budgets(256, keep, 5)
+    assert after == keep <= first <= 2 * keep
+    (step,) = chained.parts[1].steps(first, after, 5)
+    assert (3 * first + 2 * step.keep) / 5 == pytest.approx(keep, abs=0.5)
+    assert foveate.chain("uniform", foveate.FastV(layer=1)).budgets(256, 64, 32) == (128, 64)
+
+
+@pytest.mark.parametrize("method", ["pool", "uniform-2d"])
+def test_what_needs_rasters_says_so_behind_what_drops_tokens(method: str) -> None:
+    seen = VisualTokens(torch.zeros(6, 2), (Grid(1, 2, 3),))
+    left = seen.left(Mapping.select(torch.tensor([1, 2]), 6), torch.zeros(2, 2))
+    assert foveate.make(method)(seen, 2).m == 2
+    with pytest.raises(StageNotAvailable, match="Put it first"):
+        foveate.make(method)(left, 2)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 
 from foveate.adapters.base import Adapter, first_tensor
 from foveate.attach import faults, positions
@@ -269,9 +270,14 @@ class LayerHook:
         if key not in now.memo:
             here = None if first is None else now.kept[first]
             query, keys = self._tables(now, here, segment, layer_cache, width, hidden.device)
-            made = _short_mask(mask, query, keys, now)
+            made = _short_mask(mask, query, keys, now, self._by_keys())
             now.memo[key] = (made, mask)  # the original is held, so that its id stays its own
         kwargs["attention_mask"] = now.memo[key][0]
+
+    def _by_keys(self) -> bool:
+        """Whether the kernel is causal by itself and is only told which keys there are."""
+        name = self.decoder.adapter.language.config._attn_implementation
+        return ALL_MASK_ATTENTION_FUNCTIONS.get(name) is flash_attention_mask
 
     def _tables(
         self,
@@ -318,16 +324,21 @@ def _physical_past(layer_cache: Any, segment: Segment | None, now: Pass) -> int:
     return length
 
 
-def _short_mask(mask: Tensor | None, query: Tensor, keys: Tensor, now: Pass) -> Tensor:
+def _short_mask(
+    mask: Tensor | None, query: Tensor, keys: Tensor, now: Pass, by_keys: bool = False
+) -> Tensor:
     """The mask of a short layer.
 
     Args:
         mask: the full one: None (causal), (b, k) of keys, or (b, h, q, k) boolean or additive.
         query: (b, q') original indices of the queries, -1 for holes.
         keys: (b, k') those of the keys, -1 for holes.
+        by_keys: whether a mask is made of keys where there was none, as flash kernels take it.
     """
     hole = keys < 0
     filled = fill(query)
+    if mask is None and by_keys:
+        return ~hole
     if mask is None:
         return (keys[:, None, None, :] <= filled[:, None, :, None]) & ~hole[:, None, None, :]
     if not isinstance(mask, Tensor):

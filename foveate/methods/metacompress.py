@@ -123,8 +123,9 @@ class MetaCompress(LearnedCompressor):
         if self.pool == "1d":
             owners = ops.fractional_windows(tokens.n, m, self.kernel)
         else:
-            cells = ops.lattice(tokens.grids, m)
-            owners = torch.nn.functional.one_hot(cells, m).T.float()
+            cells = ops.lattice(tokens.rasters, m)
+            # A raster too small for a cell of its own is in no query's mean, but among the keys.
+            owners = (cells == torch.arange(m)[:, None]).float()
             owners = owners / owners.sum(1, keepdim=True)
         net = self.module(x.device)
         return Mapping.dense(net(owners.to(x), x))

@@ -26,11 +26,12 @@ Differs from the paper's code:
     No code is public. What the paper leaves open is a field: V and T are input embeddings
     (`raters="embeddings"`) or the states entering the layer; the text is the user's question
     without template tokens; merged tokens count (`merged_counts`), or come on top of the budget;
-    each step leaves the same share of what it found; a token merged between layers keeps its
-    centre's embedding as V; a density has `neighbours` nearest tokens, the token itself among
-    them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be text-guided
-    pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1 is stage 1
-    alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
+    what each step leaves (`fall`) is the same share of what it found, or fewer by the same count,
+    or all is dropped at the first one; a `schedule` states it outright; a token merged between
+    layers keeps its centre's embedding as V; a density has `neighbours` nearest tokens, the token
+    itself among them. Eq. 5's condition is read as rho_j > rho_i. The paper's K = 1 is said to be
+    text-guided pruning only, though K = 1 by definition leaves stage 2 nothing to do: here K = 1 is
+    stage 1 alone (`stages="merge"`), and stage 2 alone is `stages="prune"`.
 
 When it fails:
     M is made of raw embeddings, which hardly meet across modalities. The raters are the words that
@@ -59,6 +60,7 @@ from foveate.compressor import (
     Stage,
     Step,
     VisualTokens,
+    most_entering,
     scaled_layers,
     solve_schedule,
 )
@@ -124,12 +126,15 @@ class Prune(DecoderMethod):
         raters: what V and T are, ``"embeddings"`` or ``"states"``.
         merged_counts: whether merged tokens are part of a step's count, or come on top of it.
         neighbours: nearest tokens that make a density.
+        fall: what leaves at each step, the same ``"share"`` of what is left, the same ``"count"``,
+            or everything at ``"once"``.
     """
 
     at: tuple[int, ...] | None = None
     raters: str = "embeddings"
     merged_counts: bool = True
     neighbours: int = 5
+    fall: str = "share"
     reads: ClassVar[frozenset[Reads]] = frozenset(
         {Reads.START, Reads.TEXT, Reads.TEXT_STATES, Reads.QUESTION}
     )
@@ -152,11 +157,16 @@ class Prune(DecoderMethod):
         return tuple(Step(step.layer, count) for step, count in zip(found, counts, strict=True))
 
     def decoder_budget(self, n: int, keep: int, total: int) -> tuple[int, ...]:
-        """The same share of what is left stays at every step."""
+        """Counts that fall as `fall` says."""
         layers = self.layers_in(total)
-        return solve_schedule(
-            layers, n, keep, total, lambda size: [n * size ** (i + 1) for i in range(len(layers))]
-        )
+        drops = range(1, len(layers) + 1)
+
+        def shape(size: float) -> list[float]:
+            if self.fall == "share":
+                return [n * size**i for i in drops]
+            return [n * (1 - (1 - size) * (i if self.fall == "count" else 1)) for i in drops]
+
+        return solve_schedule(layers, n, keep, total, shape)
 
     def rated(self, tokens: VisualTokens) -> Float[Tensor, " n"]:
         """a: how well each token matches the raters (Eq. 9-11)."""
@@ -184,7 +194,8 @@ class Polymorphic(Compressor):
     Attributes:
         ratio: K; stage 1 leaves K times the budget.
         stages: ``"both"``, or ``"merge"`` or ``"prune"`` for one alone.
-        at, raters, merged_counts, neighbours: as in `Prune`.
+        at, raters, merged_counts, neighbours, fall, schedule: as in `Prune`. A schedule is of the
+            tokens that stage 1 leaves.
     """
 
     ratio: float = 2.0
@@ -193,6 +204,8 @@ class Polymorphic(Compressor):
     raters: str = "embeddings"
     merged_counts: bool = True
     neighbours: int = 5
+    fall: str = "share"
+    schedule: tuple[int | float, ...] | None = None
     stage: ClassVar[Stage] = Stage.VISION
     reads: ClassVar[frozenset[Reads]] = Merge.reads | Prune.reads
     presets: ClassVar[dict[str, Preset]] = {
@@ -216,6 +229,10 @@ class Polymorphic(Compressor):
             raise BudgetError(
                 f"Polymorphic's raters are 'embeddings' or 'states'; got {self.raters!r}."
             )
+        if self.fall not in ("share", "count", "once"):
+            raise BudgetError(
+                f"Polymorphic's tokens fall by 'share', by 'count' or at 'once'; got {self.fall!r}."
+            )
         if self.neighbours < 1:
             raise BudgetError(f"Polymorphic needs neighbours >= 1; got {self.neighbours}.")
 
@@ -223,17 +240,21 @@ class Polymorphic(Compressor):
     def parts(self) -> tuple[Compressor, ...]:
         """Stage 1 and stage 2, or one of them."""
         merge = Merge(self.neighbours)
-        prune = Prune(self.at, self.raters, self.merged_counts, self.neighbours)
+        open_to_choice = self.raters, self.merged_counts, self.neighbours, self.fall
+        prune = Prune(self.at, *open_to_choice, schedule=self.schedule)
         return {"both": (merge, prune), "merge": (merge,), "prune": (prune,)}[self.stages]
+
+    @property
+    def states_budget(self) -> bool:
+        """Whether stage 2 is alone and has a schedule."""
+        return self.stages == "prune" and self.schedule is not None
 
     def budgets(self, n: int, keep: int | None, total: int) -> tuple[int | None, ...]:
         """K times the budget for stage 1, the budget itself for the average after stage 2."""
         if keep is None or self.stages != "both":
             return (keep,) * len(self.parts)
-        # Few layers or a tiny budget: the first layers alone must not run on more than all may.
-        before = self.parts[1].layers_in(total)[0]
-        most = (total * keep - (total - before)) // before if before else n
-        return min(n, max(keep, min(round(self.ratio * keep), most))), keep
+        most = most_entering(self.parts[1], n, keep, total)
+        return max(keep, min(round(self.ratio * keep), most)), keep
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """Stage 1, where it is asked by itself."""

@@ -40,7 +40,7 @@ class Pool(Compressor):
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         m = tokens.n if keep is None else keep
-        cells = ops.lattice(tokens.grids, m)
-        centres = ops.centres_of(cells, tokens.grids, m)
+        cells = ops.lattice(tokens.rasters, m)
+        centres = ops.centres_of(cells, tokens.rasters, m)
         device = tokens.features.device
         return Mapping.assign(cells.to(device), centres.to(device))

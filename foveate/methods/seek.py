@@ -53,7 +53,7 @@ from torch.nn import functional as F
 
 from foveate import ops
 from foveate.compressor import Reads, Stage, VisualTokens
-from foveate.errors import BudgetError, StageNotAvailable
+from foveate.errors import BudgetError
 from foveate.mapping import Mapping
 from foveate.predicting import RelevancePredictor
 
@@ -191,18 +191,9 @@ class Seek(RelevancePredictor):
         return Seekers(width, self.inner, self.small, self.seekers, self.rounds)
 
     def observe(self, tokens: VisualTokens) -> dict[str, Tensor]:
-        """Tokens, their places and the question's words.
-
-        Raises:
-            StageNotAvailable: another method has acted, and where its tokens lie is not known.
-        """
-        if sum(grid.size for grid in tokens.grids) != tokens.n:
-            raise StageNotAvailable(
-                "Seek must know where in the picture each token lies, and another method has "
-                "dropped some.\nPut it first in the chain."
-            )
+        """Tokens, their places and the question's words."""
         assert tokens.question is not None
-        places = torch.cat([ops.fractions_of(grid) for grid in tokens.grids])
+        places = torch.cat([ops.fractions_of(grid) for grid in tokens.rasters])
         return {
             "tokens": tokens.features,
             "places": places.to(tokens.features.device),

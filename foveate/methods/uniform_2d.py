@@ -42,6 +42,6 @@ class Uniform2D(Compressor):
 
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         m = tokens.n if keep is None else keep
-        cells = ops.lattice(tokens.grids, m)  # (n,) cell of each slot, -1 in rasters without any
-        centres = ops.centres_of(cells, tokens.grids, m)  # (m,)
+        cells = ops.lattice(tokens.rasters, m)  # (n,) cell of each slot, -1 in rasters without any
+        centres = ops.centres_of(cells, tokens.rasters, m)  # (m,)
         return Mapping.select(centres.to(tokens.features.device), tokens.n)

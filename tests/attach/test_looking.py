@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
-from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 from foveate import attention
@@ -18,6 +16,7 @@ from foveate.adapters import adapter_for
 from foveate.attention import LayerAttention
 from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
 from foveate.mapping import Mapping
+from tests.attach.backends import flash_like
 from tests.families.models import FAMILIES
 from tests.laws.laws import Case, shared_model
 from tests.laws.methods import MergePairs
@@ -194,31 +193,12 @@ def test_any_kernel_shows_the_same(attn: str) -> None:
     if attn == "eager":
         watched(dataclasses.replace(case, attn="eager"), second)
     else:
-        calls = []
-
-        def stand_in(module: Any, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
-            assert module.config._attn_implementation == "stand-in"  # its own name, as kernels ask
-            calls.append(module)
-            visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
-            if mask is not None:
-                assert mask.ndim == 2  # what flash kernels are given
-                visible = visible & mask[:, None, None, :].bool()
-                visible = visible | torch.eye(q.shape[2], dtype=torch.bool)  # padding sees itself
-            out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, visible, **kwargs)
-            return out, None
-
-        ALL_ATTENTION_FUNCTIONS["stand-in"] = stand_in
-        AttentionMaskInterface.register("stand-in", flash_attention_mask)
         model = FAMILIES["llava"].build("sdpa", torch.float32)
-        for module in model.model.language_model.modules():
-            if hasattr(module, "config"):
-                module.config._attn_implementation = "stand-in"
-        try:
-            with foveate.attach(model, second, _force=True):
-                model(**case.batch().inputs)
-        finally:
-            del ALL_ATTENTION_FUNCTIONS["stand-in"]
-            del AttentionMaskInterface._global_mapping["stand-in"]
+        with (
+            flash_like(model.model.language_model) as calls,
+            foveate.attach(model, second, _force=True),
+        ):
+            model(**case.batch().inputs)
         # Each of the four layers attends once: looking costs no second pass.
         assert len(calls) == 4 == len(set(calls))
     for (_, one), (_, other) in zip(first.seen, second.seen, strict=True):

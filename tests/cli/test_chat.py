@@ -184,8 +184,8 @@ def test_a_wrong_command_is_told_and_changes_nothing(talk: Any, line: str, messa
 
 def test_a_question_without_a_picture(talk: Any) -> None:
     status, out, _ = talk(ASKED[0], "/image scene:0", ASKED[0], arguments=("-k", "5"))
-    assert status == 1
-    assert "no picture yet" in out and "25 -> 5 visual tokens" in out
+    assert status == 0
+    assert out.count("25 -> 5 visual tokens") == 1
 
 
 def test_a_budget_that_cannot_be_reached(talk: Any) -> None:

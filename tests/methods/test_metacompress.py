@@ -58,6 +58,12 @@ def test_over_the_lattice_a_query_averages_its_cell() -> None:
     assert square.numpy() == near([1, 4, 16, 64], [1, 16, 16**2, 16**3])
 
 
+def test_frames_without_a_query_of_their_own_are_still_mixed_in() -> None:
+    # Four frames of one token, two queries: frames 0 and 1 have one each.
+    found = method(2.0, pool="2d")(tokens(LINE, Grid(4, 1, 1)), 2).to_matrix().detach()
+    assert found.numpy() == near([1, 1, 1, 1], [1, 4, 16, 64])
+
+
 def test_the_learned_offset_is_added_to_every_token() -> None:
     # -1, 0, 1, 2: the first query is 0 and has no preference, the second is 2.
     found = weights(method(offset=-1.0))

@@ -196,6 +196,28 @@ def test_budgets(budget: int, total: int, layers: tuple[int, ...]) -> None:
     assert max(shares) - min(shares) < 0.06  # the same share of what it found, whole tokens apart
 
 
+@pytest.mark.parametrize("fall", ["count", "once"])
+def test_tokens_may_fall_otherwise(fall: str) -> None:
+    method = Polymorphic(fall=fall)
+    first, after = method.budgets(576, 128, 32)
+    steps = method.parts[1].steps(first, after, 32)
+    assert average(steps, first, 32) == pytest.approx(128, abs=0.5)
+    left = [first, *(step.keep for step in steps)]
+    lost = [a - b for a, b in itertools.pairwise(left)]
+    if fall == "once":
+        assert lost[0] and lost[1:] == [0, 0]
+    else:
+        assert max(lost) - min(lost) <= 3  # whole tokens meet the average
+
+
+def test_a_schedule_is_of_what_stage_one_leaves() -> None:
+    method = Polymorphic(schedule=(100, 0.25, 20))
+    first, after = method.budgets(576, 64, 32)
+    assert [step.keep for step in method.parts[1].steps(first, after, 32)] == [100, 32, 20]
+    assert not method.states_budget  # stage 1 needs one
+    assert Polymorphic(stages="prune", schedule=(9, 9, 9)).states_budget
+
+
 def test_stage_one_leaves_ratio_times_the_budget_at_most_all() -> None:
     assert Polymorphic(ratio=1.5).budgets(576, 100, 32) == (150, 100)
     assert Polymorphic().budgets(576, 400, 32) == (576, 400)
@@ -225,11 +247,10 @@ def test_a_ratio_of_one_is_stage_one_alone() -> None:
 
 
 def test_fields_reach_the_parts() -> None:
-    method = Polymorphic(at=(2, 4), raters="states", merged_counts=False, neighbours=3)
-    assert method.parts == (
-        Merge(3),
-        Prune(at=(2, 4), raters="states", merged_counts=False, neighbours=3),
-    )
+    given = {"at": (2, 4), "raters": "states", "merged_counts": False, "neighbours": 3}
+    given |= {"fall": "once", "schedule": (9, 4)}
+    method = Polymorphic(**given)
+    assert method.parts == (Merge(3), Prune(**given))
     assert method.parts[1].layers_in(32) == (2, 4)
 
 

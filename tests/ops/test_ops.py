@@ -87,6 +87,8 @@ def test_share_out_by_hand() -> None:
     # 5 over 2 : 3 : 3 of 8 is 1.25, 1.875, 1.875: rounded down 1 1 1, the remainders add 0 1 1.
     assert ops.share_out(5, [2, 3, 3]) == [1, 2, 2]
     assert ops.share_out(1, [3, 3]) == [1, 0]  # a tie goes to the earlier
+    with pytest.raises(ValueError, match="7 items do not fit"):
+        ops.share_out(7, [3, 3])
 
 
 @quick
