@@ -94,7 +94,7 @@ def write(
         "## How this page was made\n",
         *dict.fromkeys(_made(page, models, found, asked, len(judged))),
         "",
-        _counts(by_part),
+        _counts(by_part, {part.title: _models_of(part.data, models) for part in page.parts}),
     ]
     for part in page.parts:
         own = by_part[part.title]
@@ -186,25 +186,36 @@ def _made(
         f"out of reach. It *holds* or is *reversed* below a corrected p of {verdicts.SURE}, else "
         "it is *open*."
     )
-    if largest == 1:
+    if alone := [KINDS[kind].title for kind, each in models.items() if len(each) == 1]:
+        of = f" for {', '.join(alone)}" if largest > 1 else ""
         lines.append(
-            "- **One model**: what is sure here is sure of this model. Another training of it may "
-            "differ by more than the intervals say."
+            f"- **One model**{of}: what is sure there is sure of this model. Another training of "
+            "it may differ by more than the intervals say."
         )
     return lines
 
 
-def _counts(by_part: Table[str, Sequence[Verdict]]) -> str:
+def _models_of(data: str, models: Table[str, Sequence[Asked]]) -> int:
+    """How many models a part of a page is judged on."""
+    kind = {ATTENTION: SCENES, KEPT: OPTIMUM}.get(data, data)
+    return len(models.get(kind, ()))
+
+
+def _counts(by_part: Table[str, Sequence[Verdict]], models: Table[str, int]) -> str:
+    """Verdicts by part, added up over parts that are judged on as many models."""
     lines = [
-        f"| | {' | '.join(verdicts.WORDS)} |",
-        "| --- | " + " | ".join("---" for _ in verdicts.WORDS) + " |",
+        f"| | models | {' | '.join(verdicts.WORDS)} |",
+        "| --- | --- | " + " | ".join("---" for _ in verdicts.WORDS) + " |",
     ]
-    total: Counter[str] = Counter()
+    totals: dict[int, Counter[str]] = {}
     for title, each in by_part.items():
         own = Counter(verdict.word for verdict in each)
-        total += own
-        lines.append(f"| {title} | {' | '.join(str(own[word]) for word in verdicts.WORDS)} |")
-    lines.append(f"| **all** | {' | '.join(f'**{total[word]}**' for word in verdicts.WORDS)} |")
+        totals.setdefault(models[title], Counter()).update(own)
+        cells = [str(models[title]), *(str(own[word]) for word in verdicts.WORDS)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    for count, total in sorted(totals.items(), reverse=True):
+        cells = [str(count), *(str(total[word]) for word in verdicts.WORDS)]
+        lines.append(f"| **all** | {' | '.join(f'**{cell}**' for cell in cells)} |")
     return "\n".join(lines)
 
 

@@ -64,14 +64,21 @@ def show(
     for heading, text in parts.items():
         shown.append(Text(f"\n{heading}", style="bold cyan"))
         shown.append(Text(text) if heading == "The mapping" else Markdown(text))
+    if facts["fields"]:
+        fields = Table(box=None, pad_edge=False)
+        for column in ("field", "usual value"):
+            fields.add_column(column)
+        for name, value in facts["fields"].items():
+            fields.add_row(name, value)
+        shown += [Text("\nFields", style="bold cyan"), fields]
     if facts["presets"]:
         table = Table(box=None, pad_edge=False)
         for column in ("preset", "fields", "keep", "positions", "source"):
             table.add_column(column)
         for name, preset in facts["presets"].items():
-            fields = ", ".join(f"{key}={value}" for key, value in preset["fields"].items())
+            given = ", ".join(f"{key}={value}" for key, value in preset["fields"].items())
             keep = "by its fields" if preset["keep"] is None else str(preset["keep"])
-            table.add_row(name, fields, keep, preset["positions"], preset["source"])
+            table.add_row(name, given, keep, preset["positions"], preset["source"])
         shown += [Text("\nPresets", style="bold cyan"), table]
     python = ["import foveate", f"method = foveate.make({method!r})"]
     finish({**facts, "card": parts}, shown, python, as_json)

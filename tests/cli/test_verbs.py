@@ -61,6 +61,7 @@ def test_show(name: str, capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert all(heading in out for heading in found["card"])
     assert all(preset in out for preset in found["presets"])
+    assert all(field in out.split("Fields")[-1] for field in found["fields"])
 
 
 # ---------------------------------------------------------------------- run, draw, compare

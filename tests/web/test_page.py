@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -82,6 +83,20 @@ def test_what_is_served(serve: Any, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
     assert process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_uploads_are_gone_with_the_page(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    url, process = serve("scene:1", "-k", "64")
+    assert uploaded(url, 1000)
+    assert list(tmp_path.glob("foveate-*/*"))
+    process.send_signal(how)
+    process.wait(60)
+    assert not list(tmp_path.glob("foveate-*"))
 
 
 def uploaded(url: str, size: int) -> bool:
