@@ -45,6 +45,7 @@ from foveate.reference.store import Store
 from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
 from foveate.reference.whitening import Whitening
 
+CHECKPOINT = "checkpoint.pt"
 _VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
 
@@ -107,7 +108,7 @@ class Trainer(abc.ABC):
     @property
     def checkpoint(self) -> Path:
         """Where the state is kept."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def steps(self) -> int:
@@ -191,14 +192,7 @@ class Trainer(abc.ABC):
         self.saved = time.monotonic()
 
     def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        mine = self.seed, json.dumps(asdict(self.recipe))
-        if (state["at"]["seed"], state["recipe"]) != mine:
-            raise InputError(
-                f"{self.checkpoint} belongs to a run with another seed or recipe: "
-                f"seed {state['at']['seed']}, {state['recipe']}.\n"
-                "Go on with those, or choose another folder."
-            )
+        state = checked(self.checkpoint, self.seed, self.recipe)
         self.stage, self.step = state["at"]["stage"], state["at"]["step"]
         self.seconds = state["at"]["seconds"]
         self.model.load_state_dict(state["model"])
@@ -389,6 +383,22 @@ class SceneTrainer(Trainer):
         )
 
 
+def checked(checkpoint: Path, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """The state in a run's checkpoint.
+
+    Raises:
+        InputError: it belongs to a run with another seed or recipe.
+    """
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    if (state["at"]["seed"], state["recipe"]) != (seed, json.dumps(asdict(recipe))):
+        raise InputError(
+            f"{checkpoint} belongs to a run with another seed or recipe: "
+            f"seed {state['at']['seed']}, {state['recipe']}.\n"
+            "Go on with those, or choose another folder."
+        )
+    return state
+
+
 def hardware() -> str:
     """What this runs on."""
     if torch.get_default_device().type == "cuda":
@@ -429,10 +439,16 @@ def train(
 
     Returns:
         The folder of the model.
+
+    Raises:
+        InputError: the run in `output_dir`, or what lies in `store`, is another.
     """
     folder, recipe = Path(output_dir), recipe or Recipe()
-    folder.mkdir(parents=True, exist_ok=True)
+    # Before anything is drawn.
+    if (folder / CHECKPOINT).exists():
+        checked(folder / CHECKPOINT, seed, recipe)
     drawn = Store(store or folder / "scenes", recipe.scenes)
+    folder.mkdir(parents=True, exist_ok=True)
     drawn.fill(workers)
     with on(device):
         SceneTrainer(folder, seed, recipe, Scenes(drawn), tell=tell).run(stop_at)

@@ -106,10 +106,27 @@ Slow(Path({str(folder)!r}), 3, recipe, scenes, minutes=0).run()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(("seed", "recipe"), [(3, replace(TINY, dialogues=3)), (4, TINY)])
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("seed", "recipe"),
+    [(3, replace(TINY, dialogues=3)), (4, TINY), (3, replace(TINY, scenes=4))],
+)
 def test_another_run_is_refused(whole: Path, seed: int, recipe: Recipe) -> None:
+    before = contents(whole / "scenes")
     with pytest.raises(InputError, match="another seed or recipe"):
         train(whole, seed, recipe)
+    assert contents(whole / "scenes") == before
+
+
+def test_scenes_that_a_shared_store_lacks_are_refused(whole: Path, tmp_path: Path) -> None:
+    before = contents(whole / "scenes")
+    with pytest.raises(InputError, match="has room for 6 scenes"):
+        train(tmp_path / "run", 3, replace(TINY, scenes=7), whole / "scenes")
+    assert contents(whole / "scenes") == before
+    assert not (tmp_path / "run").exists()
 
 
 def test_store_holds_the_scenes(tmp_path: Path) -> None:
@@ -118,6 +135,36 @@ def test_store_holds_the_scenes(tmp_path: Path) -> None:
     again = Store(tmp_path, 3, "validation")
     assert again.filled == 3
     assert (again.pixels[2] == scene(2, "validation").pixels).all()
+
+
+def test_a_store_serves_fewer_scenes_and_keeps_the_others(tmp_path: Path) -> None:
+    Store(tmp_path, 5, "validation").fill()
+    fewer = Store(tmp_path, 2, "validation")
+    fewer._mark(2)  # as a run that draws what the other one has drawn already
+    assert fewer.count == 2 and fewer.filled == len(fewer.pixels) == 5
+
+
+@pytest.mark.parametrize(("count", "split"), [(4, "validation"), (3, "train"), (2, "train")])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_store_of_other_scenes_is_refused(
+    tmp_path: Path, count: int, split: str, recorded: bool
+) -> None:
+    Store(tmp_path, 3, "validation").fill()
+    if not recorded:  # as stores were before they said whose scenes they hold
+        (tmp_path / "store.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as error:
+        Store(tmp_path, count, split)
+    assert len(str(error.value).splitlines()) <= 4
+    assert contents(tmp_path) == before
+    assert Store(tmp_path, 3, "validation").filled == 3
+
+
+def test_a_store_of_another_world_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path, 1)
+    (tmp_path / "store.json").write_text('{"split": "train", "world": "second"}')
+    with pytest.raises(InputError, match="in the second world"):
+        Store(tmp_path, 1)
 
 
 def test_several_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
