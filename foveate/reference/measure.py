@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _BATCH = 20
 LOW_SIDES = (112, 96, 64)
+# How far above guessing a kind of question may carry a claim, and how far it is clearly learned.
+_LEARNED, CLEAR = 0.10, 0.20
 
 
 def messages(turns: Sequence[tuple[str, str, str]], is_video: bool = False) -> list[dict[str, Any]]:
@@ -170,7 +172,12 @@ def accuracies(
 
 def learned(row: dict[str, float]) -> bool:
     """At least ten points above both the majority answer and the model without a picture."""
-    return row["accuracy"] - max(row["majority"], row["blind"]) >= 0.10
+    return row["accuracy"] - max(row["majority"], row["blind"]) >= _LEARNED
+
+
+def clear(row: dict[str, float]) -> bool:
+    """At least twenty points above the majority answer."""
+    return row["accuracy"] - row["majority"] >= CLEAR
 
 
 def _mean_image(drawn: Sequence[Sample]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from foveate.errors import InputError
 from foveate.reference import NAMES, path
+from foveate.reference.measure import CLEAR, clear
 
 # Whatever a record has of these, in this order.
 _COLUMNS = {
@@ -37,6 +38,7 @@ _LEARNED = (
     "*Learned* means ten points above both the majority answer and the mean image; only those "
     "kinds should carry a claim about a compression method."
 )
+_CLEAR = f"at least {100 * CLEAR:.0f} points above the majority answer"
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -63,7 +65,7 @@ def _scenes(evaluation: dict[str, Any]) -> list[str]:
         "",
         *_rows(evaluation),
         "",
-        _LEARNED,
+        f"{_LEARNED} {_clear_of(evaluation)} are {_CLEAR}.",
         "",
         "CLS attention (in the block that the projector reads): "
         + _looks(evaluation["cls_attention"]),
@@ -87,7 +89,9 @@ def _tiled(record: dict[str, Any]) -> list[str]:
             *_rows(found),
             "",
         ]
-    lines += [_LEARNED, "", "CLS attention (in the block that the projector reads):", ""]
+    kinds = " and ".join(f"{_clear_of(evaluation[part])} of {part}" for part in ("scenes", "clips"))
+    lines += [f"{_LEARNED} {kinds} are {_CLEAR}.", ""]
+    lines += ["CLS attention (in the block that the projector reads):", ""]
     lines += [f"- {name}: {_looks(found)}" for name, found in evaluation["cls_attention"].items()]
     if second := record.get("second_world"):
         shares = " and ".join(
@@ -111,6 +115,12 @@ def _rows(found: dict[str, Any]) -> list[str]:
         mark = "" if kind == "all" else "yes" if kind in found["learned"] else "no"
         lines.append(f"| {kind} | {row['questions']} | {numbers} | {mark} |")
     return lines
+
+
+def _clear_of(found: dict[str, Any]) -> str:
+    """How many kinds are well above guessing."""
+    rows = found["kinds"].values()
+    return f"{sum(map(clear, rows))} of {len(rows)} kinds"
 
 
 def _looks(found: dict[str, float]) -> str:
