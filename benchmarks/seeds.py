@@ -20,33 +20,32 @@ import typer
 from benchmarks.pages import errors_told, note
 from foveate.cli.seeds import seeds_in
 from foveate.errors import InputError
+from foveate.reference.measure import CLEAR, clear
 from foveate.reference.table import insert
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference-model.md"
 KEPT = ROOT / "benchmarks" / "reference-seeds.json"
 CONDITIONS = {"blind": "mean image", "wrong_image": "wrong image", "majority": "majority answer"}
-ABOVE = 0.2  # what a kind of question has to be above its majority answer
 
 
 def records(runs: Path) -> dict[str, dict[str, Any]]:
     """Name -> the record of each training in a folder.
 
     Raises:
-        InputError: one is not finished, or they differ in more than their seeds.
+        InputError: one is not finished or not measured, or they differ in more than their seeds.
     """
     found = {}
     for name, folder in seeds_in(runs).items():
         file = Path(folder) / "training.json"
         found[name] = json.loads(file.read_text()) if file.is_file() else {}
         if "evaluation" not in found[name]:
-            raise InputError(f"{folder} is not trained to its end, or was not measured.")
-    alike = {
-        json.dumps([record["training"]["recipe"], record["evaluation"]["scenes"]])
-        for record in found.values()
-    }
-    if len(alike) > 1:
-        raise InputError(f"The trainings in {runs} differ in more than their seeds.")
+            raise InputError(
+                f"{folder} was not measured.\n"
+                f"Run `python -m foveate.reference.measure --weights {folder}`."
+            )
+    if len({record["evaluation"]["scenes"] for record in found.values()}) > 1:
+        raise InputError(f"The trainings in {runs} were measured on different numbers of scenes.")
     return found
 
 
@@ -83,9 +82,9 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
         f"{kind} ({name})"
         for name, each in zip(found, evaluations, strict=True)
         for kind, values in each["kinds"].items()
-        if values["accuracy"] < values["majority"] + ABOVE
+        if not clear(values)
     ]
-    said = f"less than {100 * ABOVE:.0f} points above its majority answer"
+    said = f"less than {100 * CLEAR:.0f} points above its majority answer"
     lines += ["", f"{', '.join(short)}: {said}." if short else f"No kind is {said}."]
     return "\n".join(lines)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks import ablation, overhead, seeds
 from foveate import catalog
+from foveate.cli.seeds import seeds_in
+from foveate.errors import InputError
 from foveate.reference.table import insert
 
 
@@ -110,14 +113,19 @@ def test_ablation_leaves_out_what_it_says() -> None:
     )
 
 
-def _record(seed: int, shape: float, steps: int = 5) -> dict[str, object]:
+def _record(seed: int, shape: float, steps: int = 5) -> dict[str, Any]:
     every = {"accuracy": 0.5, "questions": 6, "blind": 0.1, "wrong_image": 0.2, "majority": 0.3}
     kinds = {
         "where": {"accuracy": 0.5, "majority": 0.125},
         "shape": {"accuracy": shape, "majority": 0.25},
     }
     evaluation = {"scenes": 2, "split": "test", "all": every, "kinds": kinds}
-    return {"training": {"seed": seed, "recipe": {"steps": steps}}, "evaluation": evaluation}
+    training = {
+        "seed": seed,
+        "recipe": {"vision_steps": 3, "language_steps": steps},
+        "steps_done": {"stage": 2, "step": steps},
+    }
+    return {"training": training, "evaluation": evaluation}
 
 
 def _trained(folder: Path, record: dict[str, object]) -> None:
@@ -153,7 +161,7 @@ def test_the_page_over_seeds_is_the_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "says"),
     [
-        ({"training": {"seed": 1}}, "seed1/model is not trained to its end"),
+        ({"training": _record(1, 0.5)["training"]}, "seed1/model was not measured"),
         (_record(1, 0.5, steps=6), "differ in more than their seeds"),
     ],
 )
@@ -167,6 +175,40 @@ def test_seeds_that_are_no_seeds_of_one_recipe(
     assert done.exit_code == 2
     assert says in done.output
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("done", "says"),
+    [
+        ({"stage": 2, "step": 4}, "seed1 (stage 2 of 2, step 4 of 5)"),
+        ({"stage": 1, "step": 2}, "seed1 (stage 1 of 2, step 2 of 3)"),
+    ],
+)
+def test_a_seed_that_is_still_in_training_is_refused(
+    tmp_path: Path, done: dict[str, int], says: str
+) -> None:
+    for seed in range(2):
+        _trained(tmp_path / f"seed{seed}", _record(seed, 0.5))
+    assert list(seeds_in(tmp_path)) == ["seed0", "seed1"]
+    record = _record(1, 0.5)
+    record["training"]["steps_done"] = done
+    file = tmp_path / "seed1" / "model" / "training.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError) as error:
+        seeds_in(tmp_path)
+    assert says in str(error.value) and "seed0" not in str(error.value)
+    assert len(str(error.value).splitlines()) <= 4
+    file.unlink()  # a model that does not say how it was trained
+    assert list(seeds_in(tmp_path)) == ["seed0", "seed1"]
+
+
+def test_seeds_of_several_recipes_are_refused(tmp_path: Path) -> None:
+    for seed, steps in enumerate((5, 5, 6)):
+        _trained(tmp_path / f"seed{seed}", _record(seed, 0.5, steps))
+    with pytest.raises(InputError) as error:
+        seeds_in(tmp_path)
+    assert "seed0 and seed2" in str(error.value) and "language_steps 5 and 6" in str(error.value)
+    assert len(str(error.value).splitlines()) <= 4
 
 
 def test_the_shipped_page_over_seeds_shows_its_records() -> None:
