@@ -26,6 +26,13 @@ app.command("optimal")(learn.optimal)
 train_relevance.register(app)
 _NAMES = ("reference", "reference-tiles")
 _COLUMNS = 8  # validations shown beside each other
+# What is shown of an evaluation, as far as it has it.
+_CONDITIONS = {
+    "accuracy": "accuracy",
+    "majority": "majority answer",
+    "blind": "mean image",
+    "wrong_image": "wrong image",
+}
 
 
 @app.command("reference")
@@ -214,15 +221,18 @@ def _figures(means: dict[str, float]) -> str:
 
 
 def _accuracies(found: dict[str, Any]) -> Table:
-    """Accuracy by kind beside the majority answer."""
+    """Accuracy by kind beside what needs no picture, or has another one."""
     from rich.table import Table
 
+    parts = _parts(found)
+    everything = [rows["all"] for rows in parts.values()]
+    names = [name for name in _CONDITIONS if all(name in row for row in everything)]
     table = Table(box=None, pad_edge=False)
-    for column in ("kind", "accuracy", "majority answer"):
+    for column in ("kind", *(_CONDITIONS[name] for name in names)):
         table.add_column(column)
-    for part, rows in _parts(found).items():
+    for part, rows in parts.items():
         for kind, row in rows.items():
-            figures = (f"{row['accuracy']:.3f}", f"{row['majority']:.3f}")
+            figures = (f"{row[name]:.3f}" for name in names)
             table.add_row(" ".join(filter(None, (part, kind))), *figures)
     return table
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from foveate.cli import main
-from foveate.cli.train import view
+from foveate.cli.train import _accuracies, view
 from foveate.reference import train as training
 from foveate.reference.report import Progress
 
@@ -96,6 +96,22 @@ def test_interrupted_it_says_how_to_go_on(
     monkeypatch.setattr(training.SceneTrainer, "run", interrupted)
     assert main([*arguments(tmp_path), "--scenes", "0"]) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", [(), ("wrong_image",), ("wrong_image", "blind")])
+def test_accuracies_stand_beside_what_guessing_gives(lacking: tuple[str, ...]) -> None:
+    titles = {"majority": "majority answer", "blind": "mean image", "wrong_image": "wrong image"}
+    row = {"accuracy": 0.9, "majority": 0.31, "blind": 0.22, "wrong_image": 0.13}
+    row = {name: value for name, value in row.items() if name not in lacking}
+    part = {"kinds": {"colour": row}, "all": row}
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(_accuracies({"split": "test", "scenes": part, "clips": part}))
+    head, *rows = capture.get().splitlines()
+    assert len(rows) == 4 and rows[0].split()[:3] == ["scenes", "colour", "0.900"]
+    for name, title in titles.items():
+        assert (title in head) == (name not in lacking)
+    assert rows[3].split()[2:] == [f"{value:.3f}" for value in row.values()]
 
 
 def test_the_live_view_shows_the_last_validations_by_kind() -> None:
