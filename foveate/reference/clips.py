@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foveate.errors import InputError
 from foveate.reference import words
 from foveate.reference.layout import Layout, Propose, Thing
 from foveate.reference.rendering import Style, draw_thing, exposed
@@ -155,11 +156,19 @@ def clip(seed: int, split: str, world: str = FIRST, frames: int | None = None) -
         seed: counted from 0 within the split.
         split: "train", "validation" or "test"; seeds are disjoint, as those of scenes.
         world: "first", or "second" for another distribution of pictures.
-        frames: how many pictures are taken of it; one of `FRAMES` by the seed if None.
+        frames: how many pictures are taken of it, 8 to 32; one of `FRAMES` by the seed if None.
+
+    Raises:
+        InputError: no such seed, or another number of frames.
     """
     kind = world_named(world)
+    if frames is not None and not min(FRAMES) <= frames <= max(FRAMES):
+        raise InputError(
+            f"A clip is drawn with {min(FRAMES)} to {max(FRAMES)} frames, which show all that is "
+            f"asked about; got {frames}."
+        )
     what = script(seed, split, world)
-    taken = moments(frames or frames_of(seed, split))
+    taken = moments(frames_of(seed, split) if frames is None else frames)
     stream = [absolute(seed, split), 5, *kind.stream]
     rng = np.random.default_rng(stream)
     background = kind.style.background(rng, FRAME, FRAME)

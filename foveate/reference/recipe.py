@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.errors import InputError
+
+# Decoder and tower have a head for every 32 numbers, the decoder two of them in each group.
+_HEAD, _GROUP = 32, 64
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,48 @@ class Recipe:
     vision_layers: int = 5
     width: int = 128
     layers: int = 5
+
+    # Fields -> the least they may be.
+    least: ClassVar[dict[str, int]] = {
+        "scenes": 1,
+        "vision_steps": 0,
+        "vision_batch": 1,
+        "language_steps": 0,
+        "language_batch": 1,
+        "dialogues": 1,
+        "vision_width": _HEAD,
+        "vision_layers": 2,
+        "width": _GROUP,
+        "layers": 1,
+    }
+    rates: ClassVar[tuple[str, ...]] = (
+        "vision_muon",
+        "vision_adam",
+        "language_muon",
+        "language_adam",
+        "gaze",
+        "place",
+    )
+    shares: ClassVar[tuple[str, ...]] = ("gaze_until", "low_share", "low_first", "low_until")
+
+    def __post_init__(self) -> None:
+        for name, least in self.least.items():
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} must be at least {least}; got {value}.")
+        for name, part in (("vision_width", _HEAD), ("width", _GROUP)):
+            if (value := getattr(self, name)) % part:
+                raise InputError(
+                    f"{name} must be a multiple of {part}, for whole heads; got {value}."
+                )
+        for name in self.rates:
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise InputError(f"{name} must be at least 0 and finite; got {value}.")
+        shares = [(name, getattr(self, name)) for name in self.shares]
+        for name, value in [*shares, *(("captions", share) for share in self.captions)]:
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} must be a share from 0 to 1; got {value}.")
+        if not self.gaze_until:
+            raise InputError("gaze_until must be above 0; for no hint at all, set gaze=0.")
 
 
 # For a GPU: more and longer, on a somewhat larger model; minutes there, days on two cores.

@@ -29,6 +29,8 @@ SPLITS = {
     "validation": range(100_000_000, 101_000_000),
     "test": range(200_000_000, 201_000_000),
 }
+# Sides of a larger canvas are whole views, as models of tiles see them.
+_VIEW = 64
 # A patch shows an object if at least this share of its pixels does.
 _COVERED = 1 / 8
 
@@ -74,7 +76,15 @@ class Scene:
 def scene_layout(
     seed: int, split: str, world: str = FIRST, canvas: tuple[int, int] = (SIDE, SIDE)
 ) -> Layout:
-    """What a scene shows, without drawing it (about a tenth of the time)."""
+    """What a scene shows, without drawing it (about a tenth of the time).
+
+    Raises:
+        InputError: no such seed, or a canvas that is too small or no number of whole views.
+    """
+    if any(side < SIDE or side % _VIEW for side in canvas):
+        raise InputError(
+            f"A canvas has {SIDE} pixels a side at least, in multiples of {_VIEW}; got {canvas}."
+        )
     kind = world_named(world)
     rng = np.random.default_rng([absolute(seed, split), 0, *kind.stream])
     return layout(rng, *canvas, kind.arrangement)
@@ -89,7 +99,10 @@ def scene(
         seed: counted from 0 within the split.
         split: "train", "validation" or "test".
         world: "first", or "second" for another distribution of pictures.
-        canvas: width and height in pixels, 128 at least.
+        canvas: width and height in pixels, multiples of 64, 128 at least.
+
+    Raises:
+        InputError: no such seed, or no such canvas.
     """
     kind = world_named(world)
     what = scene_layout(seed, split, world, canvas)
@@ -109,8 +122,22 @@ def absolute(seed: int, split: str) -> int:
 
 
 def patch_mask(scene: Scene, grid: int = 16) -> np.ndarray:
-    """Which patches show an object or a plate: bool[grid, grid]; `grid` must divide 128."""
-    if SIDE % grid:
+    """Which patches show an object or a plate: bool[grid, grid].
+
+    Args:
+        scene: of 128 x 128 pixels.
+        grid: patches a side; must divide 128.
+
+    Raises:
+        InputError: the grid does not divide the sides, or the scene is larger.
+    """
+    height, width = scene.owners.shape
+    if (height, width) != (SIDE, SIDE):
+        raise InputError(
+            f"Patches are told of scenes of {SIDE} x {SIDE} pixels; got {width} x {height}.\n"
+            "Of a larger one, take the patches of its views: foveate.reference.views.scene_views."
+        )
+    if grid < 1 or SIDE % grid:
         raise InputError(f"grid={grid} does not divide the image's {SIDE} pixels.")
     cells = (scene.owners > 0).reshape(grid, SIDE // grid, grid, SIDE // grid)
     return cells.mean(axis=(1, 3)) >= _COVERED

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foveate.errors import InputError
 from foveate.reference.layout import SIDE, Layout
 from foveate.reference.questions import Question, dialogue_about
 from foveate.reference.scenes import Scene, absolute, scene
@@ -34,7 +35,13 @@ def tiled_scene(
         split: "train", "validation" or "test".
         world: "first", or "second" for another distribution of pictures.
         canvas: width and height, one of `CANVASES`; by the seed if None.
+
+    Raises:
+        InputError: no such seed, or another canvas.
     """
+    if canvas is not None and tuple(canvas) not in CANVASES:
+        known = ", ".join(f"{width} x {height}" for width, height in CANVASES)
+        raise InputError(f"Tiled scenes have {known} pixels; got {canvas}.")
     return scene(seed, split, world, canvas or canvas_of(seed, split))
 
 

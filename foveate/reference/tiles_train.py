@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +96,15 @@ class TilesRecipe(Recipe):
     small_first: float = 0.7
     low_first: float = 0.15
     started_from: str = ""
+
+    least: ClassVar[dict[str, int]] = {
+        **Recipe.least,
+        "vision_tiles": 0,
+        "vision_clips": 0,
+        "vision_frames": 1,
+        "language_tokens": 1,
+    }
+    shares: ClassVar[tuple[str, ...]] = (*Recipe.shares, "clip_share", "small_first")
 
 
 # For a GPU, as `recipe.GPU`.

@@ -69,6 +69,18 @@ def test_the_tiled_model_too(tmp_path: Path, capsys: Capture) -> None:
         (["--set", "size=3"], "Unknown number of the recipe"),
         (["--set", "scenes=many"], "Expected scenes=number"),
         (["--device", "cuda:7"], "There is no device"),
+        (["--set", "language_batch=0"], "language_batch must be at least 1; got 0"),
+        (["--set", "scenes=0"], "scenes must be at least 1"),
+        (["--set", "dialogues=0"], "dialogues must be at least 1"),
+        (["--set", "vision_steps=-1"], "vision_steps must be at least 0"),
+        (["--set", "vision_width=100"], "vision_width must be a multiple of 32"),
+        (["--set", "width=96"], "width must be a multiple of 64"),
+        (["--set", "low_share=2"], "low_share must be a share from 0 to 1; got 2.0"),
+        (["--set", "gaze=nan"], "gaze must be at least 0 and finite"),
+        (["--set", "gaze_until=0"], "gaze_until must be above 0"),
+        (["reference-tiles", "--set", "vision_frames=0"], "vision_frames must be at least 1"),
+        (["reference-tiles", "--set", "clip_share=-0.1"], "clip_share must be a share"),
+        (["reference-tiles", "--set", "language_batch=0"], "language_batch must be at least 1"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_drawn(

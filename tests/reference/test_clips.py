@@ -275,3 +275,9 @@ def test_old_words_keep_their_ids() -> None:
     new = words.vocabulary()
     assert {word: new[word] for word in shipped} == shipped
     assert set(words.vocabulary(clips=False)) <= set(new)
+
+
+@pytest.mark.parametrize("frames", [-3, 0, 7, 33])
+def test_other_numbers_of_frames_are_refused(frames: int) -> None:
+    with pytest.raises(InputError, match=f"8 to 32 frames, .*; got {frames}"):
+        clip(0, "train", frames=frames)

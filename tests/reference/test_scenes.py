@@ -172,6 +172,17 @@ def test_patch_mask_follows_the_pixels(scenes: list[Scene]) -> None:
         patch_mask(scenes[0], grid=15)
 
 
+def test_patches_of_a_larger_scene_are_not_told() -> None:
+    with pytest.raises(InputError, match="got 192 x 128"):
+        patch_mask(scene(0, "train", canvas=(192, 128)))
+
+
+@pytest.mark.parametrize("canvas", [(64, 64), (128, 64), (200, 200), (-128, 128)])
+def test_canvases_are_of_whole_views(canvas: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="multiples of 64"):
+        scene(0, "train", canvas=canvas)
+
+
 def test_no_answer_is_the_rule() -> None:
     """The most frequent answer of each kind stays rare enough that guessing shows."""
     from foveate.reference.questions import dialogue_about

@@ -11,6 +11,7 @@ import torch
 
 import foveate
 from foveate.adapters import adapter_for
+from foveate.errors import InputError
 from foveate.reference import tiled_samples, words
 from foveate.reference.clips import FRAME, clip, moments
 from foveate.reference.data import pixel_values
@@ -76,6 +77,11 @@ def test_two_by_two_tiles_are_the_small_scene() -> None:
     small, large = scene(5, "test"), tiled_scene(5, "test", canvas=(128, 128))
     assert (small.pixels == large.pixels).all()
     assert small.layout == large.layout
+
+
+def test_other_canvases_are_refused() -> None:
+    with pytest.raises(InputError, match=r"192 x 192 pixels; got \(256, 128\)"):
+        tiled_scene(5, "test", canvas=(256, 128))
 
 
 @pytest.mark.parametrize("world", ["first", "second"])
