@@ -50,9 +50,9 @@ def seeds_in(folder: Path) -> dict[str, str]:
             f"{folder} holds no checkpoint of a training seed.\n"
             "Expected folders seed0, seed1 .. with a config.json (or model/config.json) in each."
         )
-    places = dict(found[number] for number in sorted(found))
-    _check_alike(folder, {name: record for name in places if (record := _training(places[name]))})
-    return places
+    seeds = dict(found[number] for number in sorted(found))
+    _check_alike(folder, {name: record for name in seeds if (record := _training(seeds[name]))})
+    return seeds
 
 
 def _training(place: str) -> dict[str, Any]:
