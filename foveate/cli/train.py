@@ -42,7 +42,7 @@ def reference(
     ] = "reference",
     out: options.RunFolder = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0)] = 0,
-    recipe: Annotated[str, typer.Option(help="cpu (hours on two cores) or gpu (minutes).")] = "cpu",
+    recipe: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=number of the recipe; may be repeated."),

@@ -1,7 +1,8 @@
 """Scenes of high resolution: two or three views of 64 pixels a side in each direction.
 
 The renderer, the objects and the questions are those of the small scenes. A model that looks at 64
-pixels at a time sees an overview, in which print and patterns are lost, and the tiles.
+pixels at a time sees an overview, in which much of the print and some patterns are lost, and the
+tiles.
 """
 
 from __future__ import annotations
