@@ -36,9 +36,13 @@ from foveate.evaluation.summary import majority, mean, rights
 
 DOCS = Path(__file__).parents[1] / "docs"
 BUDGETS = (0.5, 0.25, 0.1, 0.05)
-SURE, EVEN = 0.05, 0.01
-# TRIM needs a CLIP checkpoint whose text tower belongs to the model's; there is none here.
-LEFT_OUT = ("trim",)
+SURE = 0.05
+# Methods that are not asked, and why.
+LEFT_OUT = {
+    ("trim",): "which needs CLIP's text tower beside the model's own",
+    ("metacompress", "seek"): "trained for one model each time, and shipped for `reference` alone",
+    ("relevance",): "trained in the same way, and shipped for none",
+}
 
 Array = np.ndarray
 
@@ -88,11 +92,8 @@ def groups() -> list[tuple[Setting, ...]]:
 
     Learned compressors are judged in pages of their own.
     """
-    methods = [
-        name
-        for name in catalog.names()
-        if name not in LEFT_OUT and not catalog.method_class(name).trainable
-    ]
+    left_out = {name for names in LEFT_OUT for name in names}
+    methods = [name for name in catalog.names() if name not in left_out]
     found = [tuple(each) for each in expand(methods, BUDGETS, 3)]
     return [*found, *((Oracle(keep=keep),) for keep in BUDGETS)]
 
@@ -154,6 +155,17 @@ def separated(
     return counts
 
 
+def steepest(path: Mapping[float, float]) -> str:
+    """The most that is lost from one budget to the next, and where that leads.
+
+    Args:
+        path: budget -> accuracy, the largest budget first.
+    """
+    steps = itertools.pairwise(path.items())
+    loss, keep = max((before - after, keep) for (_, before), (keep, after) in steps)
+    return f"{loss:.3f} to {100 * keep:g} %"
+
+
 def page(found: Found, facts: Mapping[str, Any]) -> str:
     """The page, from stored answers alone."""
     rows = table(found)
@@ -162,28 +174,28 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
     assert full is not None
     heads = [f"{100 * keep:g} %" for keep in BUDGETS]
     lines = [
-        f"| method | {' | '.join(heads)} | falls evenly |",
+        f"| method | {' | '.join(heads)} | steepest |",
         "| --- |" + " --- |" * (len(BUDGETS) + 1),
     ]
     for name, each in rows.items():
-        cells, path = [], [found.accuracy(full)]
+        cells, path = [], {1.0: found.accuracy(full)}
         for keep in BUDGETS:
             if keep not in each:
                 cells.append("out of reach")
                 continue
-            path.append(found.accuracy(each[keep]))
+            path[keep] = found.accuracy(each[keep])
             (value, low, high), _ = found.apart(each[keep], full)
-            cells.append(f"{path[-1]:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
-        # A percent of noise is no rise.
-        even = all(b <= a + EVEN for a, b in itertools.pairwise(path))
-        lines.append(f"| {name} | {' | '.join(cells)} | {'yes' if even else 'no'} |")
+            cells.append(f"{path[keep]:.3f} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
+        lines.append(f"| {name} | {' | '.join(cells)} | {steepest(path)} |")
     said = [
         f"{found.accuracy(right):.3f} {name}"
         for name, right in conditions.items()
         if right is not None
     ]
     models = facts["models"]
-
+    absent = "; ".join(
+        f"{' and '.join(f'`{name}`' for name in names)}, {why}" for names, why in LEFT_OUT.items()
+    )
     counts = separated(found, rows)
     sure = ", ".join(f"{each.sure} of {each.all} at {100 * k:g} %" for k, each in counts.items())
     also = ""
@@ -214,8 +226,10 @@ def page(found: Found, facts: Mapping[str, Any]) -> str:
             "average over the decoder's layers. *Out of reach*: with few layers, those that run on "
             "all tokens before the first drop take more than the budget. `random` is the mean of "
             "three draws. `oracle` is no method: it is told which patches show something, but not "
-            f"what will be asked. *Falls evenly*: nowhere more than {EVEN:g} above the next larger "
-            "budget.",
+            "what will be asked. *Steepest*: the most that is lost from one budget to the next, "
+            "beginning with all tokens, and the budget that it is lost at.",
+            "",
+            f"Left out: {absent}.",
             "",
             *lines,
             "",

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import discrimination
+from foveate import catalog
 from foveate.evaluation.answering import FULL
 from foveate.evaluation.data import from_reference
+from foveate.evaluation.oracle import NAME as ORACLE
 from foveate.evaluation.store import Store
 
 
@@ -54,7 +56,7 @@ def test_pairs_are_corrected_for_and_the_oracle_is_no_method(found: discriminati
         1,
         1,
     )
-    with_oracle = {**rows, discrimination.ORACLE: {0.1: 0 * right}}
+    with_oracle = {**rows, ORACLE: {0.1: 0 * right}}
     assert discrimination.separated(found, with_oracle)[0.1] == (0, 3, 0)
 
 
@@ -77,9 +79,29 @@ def test_several_models_are_judged_as_they_are_and_as_any(
     assert lines[0] == "## a, b, c" and "All tokens: 1.000 / 1.000 / 1.000." in lines[2]
 
 
+def test_methods_that_are_not_asked_are_named() -> None:
+    """On the page that stands, too; every method is asked or left out for a reason."""
+    left_out = {name for names in discrimination.LEFT_OUT for name in names}
+    trained = {name for name in catalog.names() if catalog.method_class(name).trainable}
+    assert trained <= left_out
+    asked = {group[0].label for group in discrimination.groups()} - {ORACLE}
+    assert asked == set(catalog.names()) - left_out
+    text = (discrimination.DOCS / "discrimination.md").read_text()
+    assert all(f"`{name}`" in text and why in text
+               for names, why in discrimination.LEFT_OUT.items() for name in names)  # fmt: skip
+    assert all(f"\n| {name} | " in text for name in asked)
+
+
+def test_the_steepest_step_is_the_largest_loss_to_a_smaller_budget() -> None:
+    path = {1.0: 0.9, 0.5: 0.8, 0.25: 0.82, 0.1: 0.4, 0.05: 0.35}
+    assert discrimination.steepest(path) == "0.420 to 10 %"
+    assert discrimination.steepest({1.0: 0.9, 0.5: 0.3}) == "0.600 to 50 %"
+
+
 def test_the_page_says_what_was_answered(found: discrimination.Found, tmp_path: Path) -> None:
     discrimination.write(found, {"models": ["one"], "dialogues": 40}, tmp_path)
     text = (tmp_path / "discrimination.md").read_text()
     assert "| uniform | 1.000 (+0.000 [+0.000, +0.000]) | 0.000 (-1.000 [-1.000, -1.000]) |" in text
+    assert "[-1.000, -1.000]) | 1.000 to 25 % |" in text
     assert "0 of 1 at 50 %, 1 of 1 at 25 %" in text
     assert (tmp_path / "pictures/discrimination.png").stat().st_size > 10_000
