@@ -282,8 +282,15 @@ def page(there: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "",
         "Short trainings with one thing left out at a time, on the same batches. They are shorter "
         "than [the shipped model's](reference-model.md), so figures are to be compared with each "
-        "other. What a longer training would make up for is not seen here.",
+        "other. What a longer training would make up for is not seen here. AdamW has the rate that "
+        "it has beside Muon; no other was tried.",
     ]
+    if all(len(records) == 1 for cases in there.values() for records in cases.values()):
+        lines += [
+            "",
+            "One training each: how much another seed would change is not seen, so that only large "
+            "differences say something.",
+        ]
     if tower := there["tower"]:
         rows = {case: [one["read"] for one in each] for case, each in tower.items()}
         steps = tower[next(iter(tower))][0]["steps"]
