@@ -84,7 +84,8 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
 def _seen(method: MetaCompress, model: Any, packed: Packed) -> Float[Tensor, "n d"]:
     """The tokens of all pictures of a prompt as the method sees them, positions added."""
     parts = []
-    encoded = join([packed], project=adapter_for(model).project)
+    # The projector may have to finish the features, and lies where the model does.
+    encoded = join([packed], model.device, adapter_for(model).project)
     for out in encoded.inputs["mm_encoder_outputs"].values():
         pooled = out.pooler_output
         for each in pooled if isinstance(pooled, list) else [pooled.flatten(0, -2)]:

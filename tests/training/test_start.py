@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from foveate import catalog, reference
+from foveate.adapters import adapter_for
 from foveate.attach import encode
 from foveate.errors import InputError
-from foveate.training import data
-from foveate.training.features import pack
+from foveate.training import data, start
+from foveate.training.features import join, pack
 from foveate.training.start import pca_start, principal_directions
 from foveate.training.transcripts import first_inputs
 from tests.training import needs_features
@@ -56,6 +59,26 @@ def test_a_token_looks_at_itself_more_with_more_sharpness() -> None:
         seen = x @ net.query
         logits.append(float((seen * seen).sum(1).mean() / method.dim**0.5))
     assert logits == pytest.approx([1.0, 4.0], rel=1e-4)
+
+
+def test_the_projector_finishes_features_where_the_model_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On another device than the stored features, as those before the projector are."""
+    model, processor = reference.load()
+    (each,) = data.examples("scenes", count=1)
+    packed = pack(encode(model, first_inputs(model, processor, each, each.load())))
+    asked: list[object] = []
+
+    def watched(parts: object, device: object = None, project: object = None) -> object:
+        asked.append(device)
+        return join(parts, None, project)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(start, "join", watched)
+    elsewhere = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr(start, "adapter_for", lambda _: adapter_for(model))
+    start._seen(catalog.make("metacompress"), elsewhere, packed)
+    assert asked == [torch.device("meta")]
 
 
 def test_more_directions_than_numbers_are_refused() -> None:
