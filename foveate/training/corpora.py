@@ -6,13 +6,14 @@
 | `vqav2` | `v2_OpenEnded_mscoco_train2014_questions.json`, its annotations, `train2014/` |
 | `llava-instruct` | `llava_instruct_150k.json`, `images/` or `train2017/` |
 | `llava-video` | `*.json` with conversations, the videos |
-| `nextqa` | `train.csv`, `videos/ID` |
+| `nextqa` | `train.csv`, `videos/ID`; or `map_vid_vidorID.json` and `NExTVideo/1164/3238737531` |
 | `activitynetqa` | `train_q.json`, `train_a.json`, `videos/NAME` |
 
 A path to a questions file serves as well as the folder. Questions about one GQA or VQA v2 image
 become dialogues of three turns (MT-GQA and MT-VQA-v2 of arXiv 2603.21701, section 6.1): in seeded
 order, three by three; what is left over is left out. A video is a file (`ID.mp4` and the like) or a
-folder of frames, which comes first; `FRAMES` of them are taken at even distances.
+folder of frames, which comes first; `FRAMES` of them are taken at even distances. The folder of
+videos may have any name: `videos` is looked into first, then the others beside the file.
 """
 
 from __future__ import annotations
@@ -164,10 +165,11 @@ def _llava_video(place: Path, seed: int) -> list[Dialogue]:
         raise InputError(f"{place} holds no .json file with conversations about videos.")
     found = []
     for file in files:
+        places = _places(file.parent)
         for number, entry in enumerate(_json(file, list)):
             where = f"{file}, entry {number}"
             video = Path(str(_field(entry, "video", where)))
-            frames = _frames(file.parent, video, where)
+            frames = _frames(places, (video,), where)
             turns = conversation_turns(entry.get("conversations"), where)
             found.append(Dialogue(f"{file.stem}-{number}", frames, turns, is_video=True))
     return found
@@ -175,10 +177,13 @@ def _llava_video(place: Path, seed: int) -> list[Dialogue]:
 
 def _nextqa(place: Path, seed: int) -> list[Dialogue]:
     file = _file(place, "train.csv")
+    nested, places = _nested(file.parent), _places(file.parent)
     found = []
     for line, row in _csv(file):
         where = f"{file}:{line}"
-        frames = _frames(file.parent, Path(_field(row, "video", where)), where)
+        video = _field(row, "video", where)
+        names = [Path(nested[video])] if video in nested else []
+        frames = _frames(places, (*names, Path(video)), where)
         answer, choices = _field(row, "answer", where), [row.get(f"a{i}") for i in range(5)]
         if any(choices):  # the multiple-choice files number the right one
             if not answer.isdigit() or int(answer) >= 5 or not choices[int(answer)]:
@@ -191,6 +196,13 @@ def _nextqa(place: Path, seed: int) -> list[Dialogue]:
     return found
 
 
+def _nested(root: Path) -> dict[str, str]:
+    """Where NExT-QA's videos are in its own folders, by their ids; empty without its table."""
+    files = (root / base / "map_vid_vidorID.json" for base in (".", ".."))
+    file = next((each for each in files if each.is_file()), None)
+    return {} if file is None else {k: str(v) for k, v in _json(file, dict).items()}
+
+
 def _activitynetqa(place: Path, seed: int) -> list[Dialogue]:
     file = _file(place, "train_q.json")
     noted = _file(file.parent, file.name.replace("_q.", "_a."))
@@ -198,7 +210,7 @@ def _activitynetqa(place: Path, seed: int) -> list[Dialogue]:
         _field(entry, "question_id", f"{noted}, answer {number}"): entry
         for number, entry in enumerate(_json(noted, list))
     }
-    found = []
+    found, places = [], _places(file.parent)
     for number, entry in enumerate(_json(file, list)):
         where = f"{file}, question {number}"
         key = _field(entry, "question_id", where)
@@ -211,7 +223,7 @@ def _activitynetqa(place: Path, seed: int) -> list[Dialogue]:
             "answer": right.get("answer"),
             "kind": str(right.get("type", "")),
         }
-        frames = _frames(file.parent, Path(_field(entry, "video_name", where)), where)
+        frames = _frames(places, (Path(_field(entry, "video_name", where)),), where)
         found.append(Dialogue(str(key), frames, (turn(record, where),), is_video=True))
     return found
 
@@ -289,19 +301,36 @@ def _seen(picture: Path, where: str, known: Table[Path, Any]) -> Path:
     return picture
 
 
-def _frames(root: Path, video: Path, where: str) -> tuple[Picture, ...]:
-    """`FRAMES` frames of a video at even distances, or all of a shorter folder of frames."""
-    known = video.suffix.lower() in SUFFIXES
-    name = video.with_suffix("") if known else video  # an id may have a dot in it
-    places = [root / base / name for base in ("videos", ".", "../videos")]
-    folder = next((each for each in places if each.is_dir()), None)
+def _places(root: Path) -> list[Path]:
+    """Folders that a data set's videos may lie in: those named so, then any other beside them."""
+    named = [root / base for base in ("videos", ".", "../videos")]
+    others = sorted(each for each in root.iterdir() if each.is_dir() and each.name != "videos")
+    return [*named, *others]
+
+
+def _frames(places: Sequence[Path], names: Sequence[Path], where: str) -> tuple[Picture, ...]:
+    """`FRAMES` frames of a video at even distances, or all of a shorter folder of frames.
+
+    Args:
+        places: folders to look into.
+        names: of the video in them; the first that is there counts.
+        where: the entry, for errors.
+    """
+    known = [name.suffix.lower() in SUFFIXES for name in names]  # an id may have a dot in it
+    bare = [n.with_suffix("") if k else n for n, k in zip(names, known, strict=True)]
+    folder = next((found for n in bare for p in places if (found := p / n).is_dir()), None)
     if folder is None:
-        endings = (video.suffix,) if known else SUFFIXES
-        files = [each.with_name(each.name + ending) for each in places for ending in endings]
+        files = [
+            place / each.with_name(each.name + ending)
+            for name, each, k in zip(names, bare, known, strict=True)
+            for place in places
+            for ending in ((name.suffix,) if k else SUFFIXES)
+        ]
         if file := next((each for each in files if each.is_file()), None):
             return frames_of(file)
         raise InputError(
-            f"{where}: no video {files[0]}.\nExpected that file, or a folder of frames {places[0]}."
+            f"{where}: no video {files[0]}.\n"
+            f"Expected that file, or a folder of frames {places[0] / bare[0]}."
         )
     frames = sorted(each for each in folder.iterdir() if each.suffix.lower() in _PICTURES)
     if not frames:

@@ -160,6 +160,20 @@ def test_nextqa_with_choices_and_without(tmp_path: Path) -> None:
     assert read("nextqa", tmp_path)[0].turns[0].answers == ("for joy",)
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_nextqa_in_folders_of_its_own(tmp_path: Path, mapped: bool) -> None:
+    """`map_vid_vidorID.json` says where a video lies; the folder of all has any name."""
+    name = "1164/3238737531" if mapped else "4010"
+    video(tmp_path / "NExTVideo" / name, 3)
+    nextqa(tmp_path, [{"video": "4010", "question": "q", "answer": "a"}])
+    if mapped:
+        with pytest.raises(InputError, match="no video"):
+            read("nextqa", tmp_path)
+        write(tmp_path / "map_vid_vidorID.json", {"4010": name})
+    (found,) = read("nextqa", tmp_path)
+    assert [Path(str(each)).parent for each in found.pictures] == [tmp_path / "NExTVideo" / name] * 3
+
+
 def test_activitynetqa(tmp_path: Path) -> None:
     video(tmp_path / "videos" / "v_abc", 2)
     write(
