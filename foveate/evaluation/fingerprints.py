@@ -37,6 +37,14 @@ def model(loaded: torch.nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
+def config(loaded: torch.nn.Module) -> str:
+    """Of the configuration alone: which layer's features are taken, among others; not its place."""
+    settings: Any = loaded.config
+    return hashlib.sha256(_placeless(settings.to_json_string(use_diff=False)).encode()).hexdigest()[
+        :16
+    ]
+
+
 def _placeless(text: str) -> str:
     """A configuration without the folder that it was loaded from."""
 

@@ -155,6 +155,7 @@ class Pairs:
             "format": FORMAT,
             "method": catalog.name_of(self.method),
             "model": of_weights(model),
+            "config": fingerprints.config(model),
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
             "rule": dataclasses.asdict(self.rule),

@@ -11,8 +11,8 @@ the rest's mass: of a vocabulary of 32,000 tokens a sixtieth of whole logits, of
 and what the divergence falls short of lies within the rest only (`losses.prediction`). A
 vocabulary of up to 256 tokens is kept whole.
 
-Every entry's name is a hash of all that it depends on: weights, dtype, processor, pictures' bytes,
-questions, answers, settings. So a folder may serve several runs, and a run goes on where one was
+Every entry's name is a hash of all that it depends on: weights, configuration, dtype, processor,
+pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes on where one was
 interrupted; a file that is cut off is computed again.
 """
 
@@ -141,6 +141,7 @@ class Teacher:
         self._identity = {
             "format": FORMAT,
             "model": of_weights(model),
+            "config": fingerprints.config(model),
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
         }

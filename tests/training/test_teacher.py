@@ -20,6 +20,7 @@ from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips
 from foveate.training import data
 from foveate.training.batches import collate
 from foveate.training.losses import prediction
+from foveate.training.pairs import Pairs
 from foveate.training.teacher import Size, Teacher
 from foveate.training.transcripts import first_inputs, transcript
 from tests.families import checkpoints
@@ -176,6 +177,27 @@ def test_entries_of_other_weights_questions_or_settings_are_others(
     finally:
         first.data.view(-1)[0] = before
     assert other.picture_file(one) != teacher.picture_file(one)
+
+
+def test_entries_of_another_configuration_are_others(
+    loaded: tuple[Any, Any],
+    scenes: list[Dialogue],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which layer's features are taken stands in the configuration, not in the weights."""
+    model, processor = loaded
+    config, one = model.config, scenes[0]
+
+    def files() -> list[Path]:
+        teacher, pairs = Teacher(model, processor, tmp_path), Pairs(model, processor, tmp_path)
+        return [teacher.picture_file(one), teacher.answer_file(one), pairs.file(one)]
+
+    before = files()
+    monkeypatch.setattr(config, "name_or_path", str(tmp_path))  # where it lies decides nothing
+    assert files() == before
+    monkeypatch.setattr(config, "vision_feature_layer", config.vision_feature_layer - 1)
+    assert not set(files()) & set(before)
 
 
 @torch.no_grad()
