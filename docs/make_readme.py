@@ -37,6 +37,7 @@ ORDER = (
     "predicting.py",
     "fingerprint.py",
     "saving.py",
+    "model_card.py",
     "relevance.py",
     "pictures.py",
     "prompting.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,6 +103,29 @@ class LearnedCompressor(Compressor):
                 f"{here}.\nAttach it to that model, or train one for this: foveate train {name}."
             )
         return self
+
+    def save_pretrained(self, path: str | Path, *, model: nn.Module) -> Path:
+        """`foveate.save` by the name that transformers' users know."""
+        return importlib.import_module("foveate.saving").save(self, path, model=model)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> LearnedCompressor:
+        """`foveate.load` by the name that transformers' users know, for this method alone.
+
+        Args:
+            path: a folder or Hub id.
+            options: `model`, `revision` and `token`, as `foveate.load` takes them.
+
+        Raises:
+            SavedFileError: another method was saved there, or what `foveate.load` raises it for.
+        """
+        found = importlib.import_module("foveate.saving").load(path, **options)
+        if not isinstance(found, cls):
+            raise SavedFileError(
+                f"{path} holds a {type(found).__name__}, not a {cls.__name__}.\n"
+                "foveate.load reads any method."
+            )
+        return found
 
     def module(self, device: torch.device) -> nn.Module:
         """The parameters on a device.

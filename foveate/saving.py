@@ -20,11 +20,14 @@ from foveate import catalog
 from foveate.compressor import Compressor
 from foveate.errors import SavedFileError
 from foveate.fingerprint import of_weights
+from foveate.model_card import model_card
 
 FORMAT = 1
 FILE = "compressor.json"
 WEIGHTS = "compressor.safetensors"
 CARD = "README.md"
+
+_IDENTITY = ("weights", "name", "revision")  # beside what `shape_of` says of a model
 
 Plain = None | bool | int | float | str | tuple["Plain", ...]
 
@@ -44,7 +47,8 @@ def save(
         model: the model that it is for, if it shall be refused by any other. Needed for one that
             was trained.
         training: what is known of its training (settings, data, accuracy, cost), as plain values
-            for the record and the model card.
+            for the record and the model card. "accuracy" becomes its table: what
+            `foveate.training.accuracy.Accuracy` holds, as a dict.
 
     Returns:
         The record that was written, `compressor.json`.
@@ -74,6 +78,9 @@ def save(
                 f"{name} has weights, which fit one model only.\nSay which: save(..., model=model)."
             )
         about |= {"weights": of_weights(model), "name": _public(getattr(model, "name_or_path", ""))}
+        # The commit that transformers downloaded; nothing of a folder.
+        if (revision := getattr(model.config, "_commit_hash", None)) is not None:
+            about["revision"] = str(revision)
         record["training"] = dict(training or {})
         tensors = {
             key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()
@@ -84,7 +91,7 @@ def save(
     if tensors is not None:
         from safetensors.torch import save
 
-        files |= {CARD: _card(record).encode(), WEIGHTS: save(tensors)}
+        files |= {CARD: model_card(record).encode(), WEIGHTS: save(tensors)}
     for name, content in files.items():
         (folder / f"{name}.partial").write_bytes(content)
     # Without its record the folder holds nothing: never new weights under an old record.
@@ -97,19 +104,27 @@ def save(
     return target
 
 
-def load(path: str | Path, *, model: Any = None) -> Compressor:
+def load(
+    path: str | Path,
+    *,
+    model: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Compressor:
     """Read a compressor that `save` wrote.
 
     Args:
         path: the folder, or a Hub id such as "someone/metacompress-llava" if there is no such
             folder.
         model: the model that it shall be attached to; checked against what it was saved for.
+        revision: branch, tag or commit on the Hub.
+        token: a Hub token; the logged-in one if None.
 
     Raises:
         SavedFileError: no such folder, another format, or saved for another model.
         UnknownName: its method, or one of its fields, is not known here.
     """
-    path = _folder(path)
+    path = _folder(path, revision, token)
     file = path / FILE
     if not file.is_file():
         raise SavedFileError(
@@ -135,7 +150,7 @@ def load(path: str | Path, *, model: Any = None) -> Compressor:
             f"{file} has format {version!r}; this version of foveate reads format {FORMAT}.\n"
             "Save it again, or install the foveate that wrote it."
         )
-    identity = {} if wanted is None else {key: wanted.pop(key, None) for key in ("weights", "name")}
+    identity = {} if wanted is None else {key: wanted.pop(key, None) for key in _IDENTITY}
     if model is not None and wanted is not None and wanted != (found := shape_of(model)):
         differing = ", ".join(
             f"{key} {wanted.get(key)!r} (here {found.get(key)!r})"
@@ -183,7 +198,7 @@ def push_to_hub(
     )
 
 
-def _folder(path: str | Path) -> Path:
+def _folder(path: str | Path, revision: str | None, token: str | None) -> Path:
     """The folder itself, or that of the downloaded files where `path` is a Hub id."""
     local, text = Path(path), str(path)
     if local.exists() or isinstance(path, Path) or text.count("/") != 1 or text[0] in "./~":
@@ -192,7 +207,10 @@ def _folder(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=[FILE, WEIGHTS, CARD]))
+        found = snapshot_download(
+            text, revision=revision, token=token, allow_patterns=[FILE, WEIGHTS, CARD]
+        )
+        return Path(found)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SavedFileError(
             f"There is no folder {text!r} here, and the Hub gave nothing under that name\n"
@@ -219,37 +237,6 @@ def _read_weights(net: torch.nn.Module, file: Path) -> None:
             f"{file} does not fit the fields beside it ({str(error).splitlines()[0]}).\n"
             "Save the compressor again."
         ) from error
-
-
-def _card(record: Table[str, Any]) -> str:
-    """The model card: what it is, for which model, how it was trained, what was measured."""
-    from huggingface_hub import ModelCardData
-
-    model, training = record["model"], record["training"]
-    data = ModelCardData(
-        library_name="foveate",
-        tags=["visual-token-compression", record["method"]],
-        base_model=model["name"] if "/" in model["name"] else None,
-    )
-    lines = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {record['method']} for {model['name'] or model['model_type']}",
-        "A compressor of visual tokens for [foveate](https://github.com/foveate/foveate):",
-        "```python\nmethod = foveate.load(folder_or_hub_id, model=model)\n"
-        "with foveate.attach(model, method, keep=0.25):\n    model.generate(**inputs)\n```",
-        "## Base model\n",
-        *_items(model),
-        "\n## Settings\n",
-        *_items(record["fields"]),
-    ]
-    for title, values in training.items():
-        lines += [f"\n## Training: {title}\n"]
-        lines += _items(values) if isinstance(values, dict) else [str(values)]
-    return "\n".join(lines) + "\n"
-
-
-def _items(values: Table[str, Any]) -> list[str]:
-    return [f"- {key.replace('_', ' ')}: {value}" for key, value in values.items()]
 
 
 def shape_of(model: Any) -> dict[str, Any]:

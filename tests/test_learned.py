@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 import foveate
 from foveate import catalog, reference
@@ -15,6 +18,7 @@ from foveate.errors import SavedFileError
 from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import SHIPPED, LearnedCompressor
 from foveate.methods.metacompress import MetaCompress
+from foveate.methods.seek import Seek
 from tests.families.models import FAMILIES
 
 LEARNED = [name for name in catalog.names() if catalog.method_class(name).trainable]
@@ -50,6 +54,67 @@ def test_the_card_names_a_model_of_the_hub_but_no_folder_of_this_machine(tmp_pat
         card = (tmp_path / "saved" / "README.md").read_text()
         assert f"- name: {said}\n" in card
         assert ("base_model: someone/a-model" in card) == (said == name)
+
+
+def test_what_is_uploaded_says_what_it_is_and_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llava"].build()
+    model.name_or_path, model.config._commit_hash = "someone/a-model", "0123abc"
+    rows = [
+        {"keep": None, "accuracy": 0.9, "entering": 576.0, "average": 576.0},
+        {"keep": 0.05, "accuracy": 0.85, "entering": 28.0, "average": 28.0},
+    ]
+    found = {"dialogues": 100, "held": 230, "questions": 300, "rows": rows}
+    training = {"settings": {"keeps": [0.05]}, "accuracy": found}
+    method = fresh("metacompress", model)
+    method.save_pretrained(tmp_path / "saved", model=model)  # what foveate.save does
+    foveate.save(method, tmp_path / "saved", model=model, training=training)
+    (tmp_path / "saved" / "optimizer.pt").write_bytes(b"not mine to share")
+    uploaded: dict[str, str] = {}
+
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+            assert (repo, private, exist_ok) == ("me/mine", True, True)
+
+        def upload_folder(self, repo_id: str, folder_path: str, allow_patterns: list[str]) -> str:
+            for file in filter_repo_objects(os.listdir(folder_path), allow_patterns=allow_patterns):
+                uploaded[file] = (Path(folder_path) / file).read_bytes().decode("latin-1")
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    where = foveate.push_to_hub(tmp_path / "saved", "me/mine", private=True, token="secret")
+    assert where == "https://hub/me/mine"
+    assert set(uploaded) == {"README.md", "compressor.json", "compressor.safetensors"}
+    card = uploaded["README.md"]
+    assert "- revision: 0123abc\n" in card and "base_model: someone/a-model" in card
+    assert "keep=0.05)" in card and "100 of 230 dialogues held out" in card
+    assert "| full model | 0.900 | 576.0 | 576.0 |\n| 5 % | 0.850 | 28.0 | 28.0 |\n" in card
+    assert "Training: accuracy" not in card
+    # The commit says where the base model lies, not what it is: another copy of it will do.
+    del model.config._commit_hash
+    again = MetaCompress.from_pretrained(tmp_path / "saved", model=model)
+    assert again == method and again.trained_on == of_weights(model)
+    with pytest.raises(SavedFileError, match="holds a MetaCompress, not a Seek"):
+        Seek.from_pretrained(tmp_path / "saved")
+
+
+def test_a_revision_of_the_hub_and_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["llava"].build()
+    foveate.save(fresh("metacompress", model), tmp_path, model=model)
+    asked: list[tuple[str, Any]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options["revision"], options["token"]))  # type: ignore[arg-type]
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    foveate.load("someone/mine", revision="v2", token="secret")
+    MetaCompress.from_pretrained("someone/mine", revision="v2")
+    assert asked == [("someone/mine", "v2", "secret"), ("someone/mine", "v2", None)]
 
 
 SHIPPED_FOLDERS = sorted(SHIPPED.glob("*/*/"))
