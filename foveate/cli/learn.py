@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from foveate.training.teacher import Size
     from foveate.training.trainer import Progress
 
 Keep = Annotated[
@@ -374,7 +373,7 @@ def shown(count: int) -> Iterator[tuple[Any, Any, Any]]:
         def say(line: Any) -> None:
             console.print(str(line), soft_wrap=True, highlight=False)
 
-        yield (lambda size: say(_told(size))), (lambda done: None), say
+        yield (lambda size: say(size)), (lambda done: None), say
 
 
 @contextlib.contextmanager
@@ -401,17 +400,10 @@ def _live(console: Console, count: int) -> Iterator[tuple[Any, Any, Any]]:
                 bars.update(steps, description=f"step {progress.step}: {figures}")
 
         yield (
-            (lambda size: bars.console.print(_told(size), highlight=False)),
+            (lambda size: bars.console.print(str(size), highlight=False)),
             (lambda done: bars.advance(task, done)),
             tell,
         )
-
-
-def _told(size: Size) -> str:
-    return (
-        f"what the full model says about {size.dialogues} dialogues and {size.pictures} pictures "
-        f"takes {size.nbytes / 1e6:,.1f} MB; {size.stored / 1e6:,.1f} MB of it are there"
-    )
 
 
 def _table(columns: tuple[str, ...]) -> Table:

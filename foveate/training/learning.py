@@ -161,6 +161,7 @@ def train(
     teacher.fill(
         everything[rank::world],
         whole=everything,
+        processes=world,
         batch_size=batch_size,
         tell=sized if rank == 0 else lambda size: None,
         done=answered,

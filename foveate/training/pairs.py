@@ -26,7 +26,7 @@ from foveate.mapping import Mapping
 from foveate.methods.relevance import Relevance
 from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
-from foveate.training.teacher import is_whole, read_tensors, write_tensors
+from foveate.training.files import is_whole, packed, read_tensors, write
 
 FORMAT = "2"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
@@ -248,7 +248,7 @@ class Pairs:
                 "answers": json.dumps(texts),
                 "pictures": json.dumps([picture for picture, _ in pairs]),
             }
-            write_tensors(self.file(dialogue), tensors, known)
+            write(self.file(dialogue), packed(tensors, known))
 
     def _counts(
         self, dialogue: Dialogue, turn: int, said: Sequence[str], there: Sequence[Placed], row: int

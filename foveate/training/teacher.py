@@ -12,8 +12,8 @@ and what the divergence falls short of lies within the rest only (`losses.predic
 vocabulary of up to 256 tokens is kept whole.
 
 Every entry's name is a hash of all that it depends on: weights, configuration, dtype, processor,
-pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes on where one was
-interrupted; a file that is cut off is computed again.
+pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes
+on where one was interrupted; a file that is cut off is computed again.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from foveate.adapters import adapter_for
 from foveate.attach import encode
 from foveate.compressor import Reads
-from foveate.errors import InputError, SavedFileError, StageNotAvailable
+from foveate.errors import InputError, StageNotAvailable
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Picture, form, parts, pixels
@@ -44,6 +41,7 @@ from foveate.evaluation.stored import Stored
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
 from foveate.training.features import Packed, pack
+from foveate.training.files import Room, is_whole, nbytes, packed, read_meta, read_tensors, spread
 from foveate.training.losses import Distribution
 from foveate.training.transcripts import Transcript, first_inputs, transcript
 
@@ -51,7 +49,8 @@ FORMAT = "1"
 TOP = 256  # tokens of a distribution that are kept apart
 GENERATED, GIVEN = "generated", "given"
 ANSWERS = (GENERATED, GIVEN)
-_PROBE = 8  # dialogues that are computed before the size of all is told
+_PROBE = 8  # dialogues that are computed before the size of all is told, or one of each kind
+_MOST = 32  # of these kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Size:
 
     Attributes:
         dialogues, pictures: how many entries of each kind.
-        nbytes: of all of them, foreseen from the first ones.
+        nbytes: of all of them, foreseen from those of each form that are stored.
         stored: of it, what is on disk already.
     """
 
@@ -68,6 +67,13 @@ class Size:
     pictures: int
     nbytes: int
     stored: int
+
+    def __str__(self) -> str:
+        return (
+            f"what the full model says about {self.dialogues} dialogues and {self.pictures} "
+            f"pictures takes {self.nbytes / 1e6:,.1f} MB; {self.stored / 1e6:,.1f} MB of it are "
+            "there"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +113,8 @@ class Teacher:
         top: tokens of each distribution that are kept apart.
         reads: what the methods to be trained look at on the vision side.
         rows: whether they look at the projector's input.
-        limit: bytes that all files together may take; None for no limit.
+        limit: bytes that all files of the data together may take, which no write passes; None for
+            no limit.
 
     Raises:
         StageNotAvailable: this transformers release takes no encoded features for the model.
@@ -187,6 +194,7 @@ class Teacher:
         dialogues: Sequence[Dialogue],
         *,
         whole: Sequence[Dialogue] | None = None,
+        processes: int = 1,
         batch_size: int = 8,
         tell: Callable[[Size], None] = lambda size: None,
         done: Callable[[int], None] = lambda count: None,
@@ -196,54 +204,62 @@ class Teacher:
         Args:
             dialogues: all that will be trained or evaluated on, or this process's share of them.
             whole: all of them; `dialogues` if None.
+            processes: how many fill the folder at the same time.
             batch_size: of them answered at a time.
-            tell: given the size of all, after the first few and before the others.
+            tell: given the size of all, after some of each form and before the others.
             done: given how many more dialogues are there.
 
         Raises:
             InputError: it would take more than `limit`, or more than the disk has.
         """
+        everything = dialogues if whole is None else whole
         missing = [each for each in dialogues if not self.has(each)]
         if not dialogues:
             return
         done(len(dialogues) - len(missing))
-        # One, then a few: the size of all is known before it can matter.
-        first, few, rest = missing[:1], missing[1:_PROBE], sorted(missing[_PROBE:], key=form)
+        room = Room(self.folder, self.limit, self._files(everything), processes)
+        # Some of each form: the size of all is known before it can matter.
+        probe = dict.fromkeys(spread([_form(each) for each in missing], _MOST))
+        probe |= dict.fromkeys(range(min(_PROBE, len(missing))))
+        few = sorted((missing[i] for i in probe), key=form)
+        rest = sorted((d for i, d in enumerate(missing) if i not in probe), key=form)
         with self._evaluating():
-            for probe in (first, few):
-                for part in parts(probe, batch_size):
-                    self._compute(probe[part])
-                    done(len(probe[part]))
-                known = missing[: 1 if probe is first else _PROBE]
-                size = self.size(dialogues if whole is None else whole, known or dialogues)
-                self._check(size)
+            for part in parts(few, batch_size):
+                self._compute(few[part], room)
+                done(len(few[part]))
+            size = self.size(everything)
+            self._check(size, room)
             tell(size)
             for part in parts(rest, batch_size):
-                self._compute(rest[part])
+                self._compute(rest[part], room)
                 done(len(rest[part]))
 
     def has(self, dialogue: Dialogue) -> bool:
         """Whether both files are there and whole."""
         return is_whole(self.answer_file(dialogue)) and is_whole(self.picture_file(dialogue))
 
-    def size(self, dialogues: Sequence[Dialogue], known: Sequence[Dialogue]) -> Size:
-        """What all dialogues take, foreseen from some that are stored."""
-        pictures = {self.picture_file(each) for each in dialogues}
-        answers = {self.answer_file(each) for each in dialogues}
-        nbytes = _mean_bytes(map(self.picture_file, known)) * len(pictures)
-        nbytes += _mean_bytes(map(self.answer_file, known)) * len(answers)
-        there = [file.stat().st_size for file in pictures | answers if file.is_file()]
-        return Size(len(answers), len(pictures), max(math.ceil(nbytes), sum(there)), sum(there))
+    def size(self, dialogues: Sequence[Dialogue]) -> Size:
+        """What all dialogues take, foreseen from those that are stored.
 
-    def _check(self, size: Size) -> None:
+        Of a form that nothing is stored of yet, each picture and each turn counts as the mean one.
+        """
+        pictures = {self.picture_file(d): (d.is_video, len(d.pictures)) for d in dialogues}
+        answers = {self.answer_file(d): (d.is_video, len(d.turns)) for d in dialogues}
+        foreseen = _foreseen(pictures) + _foreseen(answers)
+        there = nbytes([*pictures, *answers])
+        return Size(len(answers), len(pictures), max(math.ceil(foreseen), there), there)
+
+    def _files(self, dialogues: Sequence[Dialogue]) -> list[Path]:
+        return [f(each) for each in dialogues for f in (self.picture_file, self.answer_file)]
+
+    def _check(self, size: Size, room: Room) -> None:
         if self.limit is not None and size.nbytes > self.limit:
             raise InputError(
                 f"The full model's answers and features would take {size.nbytes:,} bytes in "
-                f"{self.folder};\nthe limit is {self.limit:,}. Raise it, or use fewer dialogues."
+                f"{self.folder},\nwhere {size.stored:,} are; the limit is {self.limit:,}.\n"
+                "Raise it, and the same call goes on from there; or use fewer dialogues."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if size.nbytes - size.stored > free:
+        if size.nbytes - size.stored > (free := room.free):
             raise InputError(
                 f"The full model's answers and features need {size.nbytes - size.stored:,} more "
                 f"bytes in {self.folder};\nits disk has {free:,} free. Choose another folder."
@@ -259,19 +275,23 @@ class Teacher:
         finally:
             self.model.train(was)
 
-    def _compute(self, dialogues: Sequence[Dialogue]) -> None:
+    def _compute(self, dialogues: Sequence[Dialogue], room: Room) -> None:
         pictures = [each.load() for each in dialogues]
         said = self._said(dialogues, pictures)
-        lessons = []
+        lessons, contents = [], dict[Path, bytes]()
+        known: dict[Path, Packed] = {}
         for dialogue, shown, answers in zip(dialogues, pictures, said, strict=True):
             inputs = first_inputs(self.model, self.processor, dialogue, shown)
             file = self.picture_file(dialogue)
-            if not is_whole(file):
+            if file not in known and is_whole(file):
+                known[file] = _features(file)
+            elif file not in known:
                 shared = encode(self.model, inputs, self.reads)
-                packed = pack(shared, rows=self.rows, project=self._project)
-                write_tensors(file, packed.tensors, {"facts": json.dumps(packed.facts)})
+                known[file] = pack(shared, rows=self.rows, project=self._project)
+                facts = {"facts": json.dumps(known[file].facts)}
+                contents[file] = packed(known[file].tensors, facts)
             text = transcript(self.model, self.processor, dialogue, answers, inputs)
-            lessons.append(Lesson(text, None, _features(file)))
+            lessons.append(Lesson(text, None, known[file]))
         batch = collate(lessons).to(self.model.device)
         logits = batch.answer_logits(self.model)
         for dialogue, answers, lesson, own in zip(
@@ -283,9 +303,9 @@ class Teacher:
             if found.tokens is not None and found.rest is not None:
                 tensors |= {"tokens": found.tokens.int(), "rest": found.rest}
             tensors |= {f"types.{name}": value for name, value in lesson.text.types.items()}
-            write_tensors(
-                self.answer_file(dialogue), tensors, {"answers": json.dumps(list(answers))}
-            )
+            spoken = {"answers": json.dumps(list(answers))}
+            contents[self.answer_file(dialogue)] = packed(tensors, spoken)
+        room.write(contents)
 
     def _said(
         self, dialogues: Sequence[Dialogue], pictures: Sequence[Sequence[Image.Image]]
@@ -324,7 +344,7 @@ class Teacher:
 
     def said(self, dialogue: Dialogue) -> list[str]:
         """The answers of a dialogue as text."""
-        found: list[str] = json.loads(read_tensors(self.answer_file(dialogue))[1]["answers"])
+        found: list[str] = json.loads(read_meta(self.answer_file(dialogue))["answers"])
         return found
 
 
@@ -333,50 +353,22 @@ def _features(file: Path) -> Packed:
     return Packed(tensors, json.loads(meta["facts"]))
 
 
-def _mean_bytes(files: Any) -> float:
-    sizes = [file.stat().st_size for file in set(files)]
-    return sum(sizes) / len(sizes) if sizes else 0.0
+def _form(dialogue: Dialogue) -> tuple[bool, int, int]:
+    """What decides, as far as it is known without loading a picture, how large entries are."""
+    return dialogue.is_video, len(dialogue.pictures), len(dialogue.turns)
 
 
-def write_tensors(file: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
-    """Write a safetensors file as a whole or not at all."""
-    from safetensors.torch import save_file
+def _foreseen(files: dict[Path, tuple[bool, int]]) -> float:
+    """Bytes of files, each with its form, of which some are there."""
+    sizes: dict[tuple[bool, int], list[int]] = {}
+    for file, kind in files.items():
+        if file.is_file():
+            sizes.setdefault(kind, []).append(file.stat().st_size)
+    parts = sum(count * len(found) for (_, count), found in sizes.items())
+    one = sum(map(sum, sizes.values())) / parts if parts else 0.0
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Of its own process: two may compute the same entry.
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(host, str(partial), metadata=meta)
-    os.replace(partial, file)
+    def mean(kind: tuple[bool, int]) -> float:
+        found = sizes.get(kind)
+        return sum(found) / len(found) if found else one * kind[1]
 
-
-def is_whole(file: Path) -> bool:
-    """Whether a file that `write_tensors` wrote is there and not cut off."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        return False
-    try:
-        with safe_open(str(file), framework="pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_tensors` wrote: the tensors, and what was said beside them.
-
-    Raises:
-        SavedFileError: it is not there, or cut off.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata())
-    except (SafetensorError, OSError) as error:
-        raise SavedFileError(
-            f"{file} is not there or cut off ({type(error).__name__}).\n"
-            "Start the same training again: what is missing is computed."
-        ) from error
+    return sum(map(mean, files.values()))

@@ -20,6 +20,7 @@ from foveate.methods.relevance import Relevance
 from foveate.methods.seek import Seek
 from foveate.relevance import Rule
 from foveate.training import relevance as training
+from foveate.training.files import read_tensors
 from foveate.training.pairs import Pair, Pairs, observations, predictions
 from foveate.training.relevance import (
     Examples,
@@ -31,7 +32,6 @@ from foveate.training.relevance import (
     overlap,
     train,
 )
-from foveate.training.teacher import read_tensors
 from tests.evaluation.test_turns import dialogue
 from tests.families import checkpoints
 from tests.families.models import FAMILIES

@@ -19,6 +19,7 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips
 from foveate.training import data
 from foveate.training.batches import collate
+from foveate.training.files import is_whole
 from foveate.training.losses import prediction
 from foveate.training.pairs import Pairs
 from foveate.training.teacher import Size, Teacher
@@ -133,9 +134,9 @@ def test_only_what_is_missing_or_torn_is_computed(
     computed: list[int] = []
     compute = Teacher._compute
 
-    def counted(self: Teacher, dialogues: Any) -> None:
+    def counted(self: Teacher, dialogues: Any, room: Any) -> None:
         computed.append(len(dialogues))
-        compute(self, dialogues)
+        compute(self, dialogues, room)
 
     monkeypatch.setattr(Teacher, "_compute", counted)
     teacher = Teacher(model, processor, tmp_path, answers="given")
@@ -231,6 +232,59 @@ def drawn(count: int) -> list[Dialogue]:
     return [*found, Dialogue("two", two, (Turn("in picture ?", ("yes",)),))]
 
 
+def used(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def noisy(name: str, size: int, pictures: int) -> Dialogue:
+    shown = [Image.effect_noise((size, size), 90.0 + i).convert("RGB") for i in range(pictures)]
+    return Dialogue(name, tuple(shown), (Turn(f"what colour {name} ?", ("red",)),))
+
+
+@torch.no_grad()
+def test_the_size_is_foreseen_from_every_number_of_pictures(tmp_path: Path) -> None:
+    one = [noisy(f"one {i}", 24, 1) for i in range(8)]
+    many = [noisy(f"many {i}", 24, 6) for i in range(16)]
+    told: list[Size] = []
+    teacher = Teacher(*shown("llava", tmp_path / "model"), tmp_path / "a", answers="given")
+    teacher.fill([*one, *many], tell=told.append)
+    total = used(tmp_path / "a")
+    assert told[0].nbytes == pytest.approx(total, rel=0.02)
+    small = Teacher(
+        teacher.model, teacher.processor, tmp_path / "b", answers="given", limit=total // 2
+    )
+    with pytest.raises(InputError, match=r"would take [\d,]+ bytes"):
+        small.fill([*one, *many])
+    assert used(tmp_path / "b") < total // 4  # told after a few
+
+
+@torch.no_grad()
+def test_no_write_passes_the_limit(tmp_path: Path) -> None:
+    """Pictures that turn out larger than those that the size was foreseen from."""
+    model, processor = shown("qwen2_vl", tmp_path / "model")
+    scenes = [noisy(f"{i}", 28 if i < 8 else 112, 1) for i in range(16)]
+    whole = Teacher(model, processor, tmp_path / "whole", answers="given")
+    whole.fill(scenes, batch_size=2)
+    total = used(tmp_path / "whole")
+    limit = total * 3 // 4
+    teacher = Teacher(model, processor, tmp_path / "part", answers="given", limit=limit)
+    with pytest.raises(InputError, match=f"more than the limit of {limit:,} bytes") as error:
+        teacher.fill(scenes, batch_size=2)
+    there = used(tmp_path / "part")
+    assert total // 2 < there <= limit and f"{there:,} are in" in str(error.value)
+    assert len(str(error.value).splitlines()) <= 4
+    files = [each for each in (tmp_path / "part").rglob("*") if each.is_file()]
+    assert all(is_whole(each) for each in files) and len(files) % 4 == 0
+    # Of two processes each has half of what is left.
+    both = Teacher(model, processor, tmp_path / "both", answers="given", limit=limit)
+    with pytest.raises(InputError, match="more than the limit"):
+        both.fill(scenes, processes=2, batch_size=2)
+    assert used(tmp_path / "both") <= limit // 2
+    teacher.limit = total
+    teacher.fill(scenes, batch_size=2)
+    assert used(tmp_path / "part") == total
+
+
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("family", checkpoints.PROCESSORS)
 @torch.no_grad()
@@ -274,7 +328,7 @@ def test_clips_of_several_lengths_are_stored_in_batches_of_one_length(
     clips = [first, second, short[0], *long, *short[1:]]
     teacher, done = Teacher(*reference.load("reference-tiles"), tmp_path), list[int]()
     teacher.fill(clips, batch_size=4, done=done.append)
-    assert done == [0, 1, 1, 2, 1]
+    assert done == [0, 2, 1, 2]  # the first two and the first long one, then the others
     assert all(teacher.has(each) for each in clips)
 
 
