@@ -176,7 +176,7 @@ def looks(model: Any, processor: Any, dialogues: Sequence[Dialogue]) -> dict[str
 
 def learn(store: Path, model: Any, processor: Any, count: int, held: int) -> None:
     """Train every variant that is not there yet."""
-    learned = training_data.examples(training_data.SCENES, count, 0)
+    learned = training_data.examples("scenes", count, 0)
     validation = from_reference(held, "validation")
     for name, variant in VARIANTS.items():
         if (store / name / FOLDER / saving.FILE).is_file():
@@ -192,6 +192,7 @@ def learn(store: Path, model: Any, processor: Any, count: int, held: int) -> Non
             store / name,
             Settings(**variant.recipe),
             validation=pairs.read(validation),
+            tensorboard=False,
             facts={"source": "scenes", "dialogues": len(scenes), "rule": f"{variant.rule}"},
         )
 

@@ -82,6 +82,7 @@ def _metacompress(lesson: Lesson) -> None:
         facts=lesson.facts,
         tensorboard=False,
         batch_size=20,
+        accuracy=0,  # the claims ask more, and of other dialogues
         tell=lesson.tell,
     )
 
@@ -102,6 +103,7 @@ def _relevance(lesson: Lesson) -> None:
         relevance.Settings(**recipe, seed=lesson.wanted.seed),
         validation=pairs.read(lesson.held),
         facts=lesson.facts | {"rule": f"{rule}"},
+        tensorboard=False,
         tell=lesson.tell,
     )
 

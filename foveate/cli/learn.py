@@ -26,6 +26,13 @@ Keep = Annotated[
 Cache = Annotated[
     Path | None, typer.Option(help="Folder for what the full model says, to share between runs.")
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard/--no-tensorboard", help="Log into OUT/runs.")
+]
+Accuracy = Annotated[
+    int,
+    typer.Option(help="Validation dialogues asked in the end, if they have answers.", min=0),
+]
 Limit = Annotated[
     float, typer.Option("--cache-limit", help="GB that folder may take of this data.", min=0.0)
 ]
@@ -71,9 +78,8 @@ def metacompress(
     limit: Limit = 50.0,
     answers: Answers = "generated",
     max_new_tokens: options.MaxNewTokens = 64,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard/--no-tensorboard", help="Log into OUT/runs.")
-    ] = True,
+    tensorboard: Tensorboard = True,
+    accuracy: Accuracy = 100,
     cpu: options.Cpu = False,
     positions: options.Positions = None,
     model: options.Model = "reference",
@@ -94,6 +100,7 @@ def metacompress(
     from foveate.evaluation.settings import parse_keep, parse_method
     from foveate.learned import LearnedCompressor
     from foveate.training import data as examples
+    from foveate.training.accuracy import MOST
     from foveate.training.learning import random_start, train
     from foveate.training.recipe import Recipe
     from foveate.training.start import pca_start
@@ -153,12 +160,13 @@ def metacompress(
             facts=facts,
             tensorboard=tensorboard,
             cpu=cpu,
+            accuracy=accuracy,
             sized=sized,
             answered=answered,
             tell=tell,
             **attached,
         )
-    if not _first_process():
+    if not first_process():
         return
     settings = {k: v for k, v in given.items() if v != getattr(Recipe(), k)}
     starting = (
@@ -186,6 +194,7 @@ def metacompress(
                 "validation=held",
                 *([f"start={starting}"] if starting else []),
                 f"facts={facts!r}",
+                *([f"accuracy={accuracy}"] if accuracy != MOST else []),
                 *([f"positions={positions!r}"] if positions else []),
             ]
         )
@@ -194,7 +203,7 @@ def metacompress(
     result = {"compressor": str(trained.folder), "values": trained.values}
     printed: list[Any] = [f"the compressor is in {trained.folder}"]
     if trained.values:
-        printed.append(_values(trained.values))
+        printed.append(measured(trained.values))
     finish(result, printed, python, as_json)
 
 
@@ -215,6 +224,7 @@ def optimal(
     limit: Limit = 50.0,
     answers: Answers = "generated",
     max_new_tokens: options.MaxNewTokens = 64,
+    cpu: options.Cpu = False,
     positions: options.Positions = None,
     model: options.Model = "reference",
     revision: options.Revision = None,
@@ -231,6 +241,7 @@ def optimal(
     import json
 
     from foveate.cli.loading import Source
+    from foveate.errors import InputError
     from foveate.evaluation import fingerprints
     from foveate.evaluation.data import fingerprint
     from foveate.evaluation.settings import parse_keep
@@ -239,9 +250,16 @@ def optimal(
     from foveate.mapping import Mapping
     from foveate.training import data as examples
     from foveate.training import optimal as best
+    from foveate.training.processes import here
     from foveate.training.teacher import Teacher
 
     budget = parse_keep(keep)
+    process = here(cpu)
+    if process.count > 1:
+        raise InputError(
+            f"foveate train optimal runs in one process; here are {process.count}.\n"
+            "Start it without torchrun, for a part of the data on each GPU."
+        )
     folder = folder_for(out, "optimal", f"{Path(model).name}-{keep.rstrip('%')}")
     dialogues = examples.examples(data, count, seed)
     source = Source(model, revision, dtype, device_map, attn)
@@ -251,6 +269,7 @@ def optimal(
         "max_new_tokens": max_new_tokens,
         "limit": int(limit * 1e9),
     }
+    process.hold(loaded)
     where = cache or folder / "teacher"
     teacher = Teacher(loaded, processor, where, reads=best.READS, **kept)
     asked: dict[str, Any] = {
@@ -350,7 +369,8 @@ def _fields(method: Any) -> dict[str, Any]:
     return {k: getattr(method, k) for k in settings if getattr(method, k) != getattr(plain, k)}
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
+    """Whether this is the one of several that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -363,7 +383,7 @@ def shown(count: int) -> Iterator[tuple[Any, Any, Any]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not _first_process():
+    if not first_process():
         yield (lambda size: None), (lambda done: None), (lambda progress: None)
     elif console.is_terminal:
         with _live(console, count) as view:
@@ -415,7 +435,7 @@ def _table(columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _values(values: dict[str, float]) -> Table:
+def measured(values: dict[str, float]) -> Table:
     """What was measured in the end, budget by budget."""
     table = _table(("on validation dialogues", "value"))
     for name, value in values.items():

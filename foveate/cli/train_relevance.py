@@ -5,12 +5,14 @@ One command for all methods that predict relevance; it trains the one that it is
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from foveate.cli import options
+from foveate.cli import learn, options
 from foveate.cli.output import call, finish, folder_for
 
 # What each method's command says of it.
@@ -34,7 +36,7 @@ def command(
     validation: options.Validation = 0.1,
     out: options.RunFolder = None,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.", min=1)] = 100,
-    batch: Annotated[int, typer.Option(help="Pairs of a step.", min=1)] = 128,
+    batch: Annotated[int, typer.Option(help="Pairs of a step, over all GPUs.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
     schedule: Annotated[str, typer.Option(help="Of the rate: constant or cosine.")] = "constant",
     change: Annotated[
@@ -50,6 +52,17 @@ def command(
     max_new_tokens: options.MaxNewTokens = 16,
     seed: Annotated[int, typer.Option(help="Of parameters, order and drawing.", min=0)] = 0,
     run: Annotated[int, typer.Option(help="Dialogues that the model runs at a time.", min=1)] = 8,
+    wanted: Annotated[
+        int | None,
+        typer.Option("--pairs", help="Ask no more dialogues once so many are there.", min=1),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for the pairs, to share between runs.")
+    ] = None,
+    evaluate_every: Annotated[int, typer.Option(help="Steps.", min=1)] = 500,
+    save_every: Annotated[int, typer.Option(help="Steps.", min=1)] = 500,
+    tensorboard: learn.Tensorboard = True,
+    accuracy: learn.Accuracy = 100,
     cpu: options.Cpu = False,
     revision: options.Revision = None,
     dtype: options.Dtype = "auto",
@@ -58,22 +71,29 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Train the method that the command is called by."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from foveate import catalog
     from foveate.cli.loading import Source
     from foveate.evaluation.settings import parse_method
     from foveate.predicting import KINDS, RelevancePredictor
     from foveate.relevance import Rule
+    from foveate.training.accuracy import MOST
     from foveate.training.data import examples, split
     from foveate.training.pairs import Pairs
+    from foveate.training.processes import here
     from foveate.training.relevance import Settings, train
 
     method = context.info_name
     assert method in METHODS
     rule = Rule(weighting=weighting, relu=relu, explained=explained)
-    settings = Settings(epochs=epochs, batch=batch, rate=rate, schedule=schedule, seed=seed)
+    settings = Settings(
+        epochs=epochs,
+        batch=batch,
+        rate=rate,
+        schedule=schedule,
+        seed=seed,
+        save_every=save_every,
+        evaluate_every=evaluate_every,
+    )
     dialogues = examples(data, count, seed)
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
     fields = dict(parse_method(f"{method}:{','.join(change or [])}").fields)
@@ -84,11 +104,17 @@ def command(
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
     asked: dict[str, Any] = {"rule": rule, "limit": limit, "max_new_tokens": max_new_tokens}
-    pairs = Pairs(loaded, processor, folder / "pairs", chosen, **asked)
-    with Progress(console=Console(stderr=True), disable=as_json, transient=True) as progress:
-        task = progress.add_task("asking the model", total=len(dialogues))
-        pairs.fill([*learned, *held], batch_size=run, done=lambda n: progress.advance(task, n))
-        fitting = progress.add_task("fitting the net", total=None)
+    process = here(cpu)
+    settings.recipe(batch, process.count).parts(process.count)  # told before the model runs
+    process.hold(loaded)
+    where = cache or folder / "pairs"
+    pairs = Pairs(loaded, processor, where, chosen, **asked)
+    with learn.shown(len(dialogues)) as (told, answered, tell):
+        running: dict[str, Any] = {"batch_size": run, "done": answered}
+        learned = list(pairs.gather(learned, wanted, process, **running))
+        pairs.gather(held, None, process, **running)
+        tally = pairs.tally([*learned, *held])
+        told(tally)
         facts: dict[str, Any] = {
             "source": data,
             "dialogues": len(learned),
@@ -101,29 +127,45 @@ def command(
             folder,
             settings,
             validation=pairs.read(held),
+            held=held,
+            processor=processor,
             facts=facts,
+            tensorboard=tensorboard,
             cpu=cpu,
-            tell=lambda at: progress.update(fitting, completed=at.step, total=at.steps),
+            accuracy=accuracy,
+            max_new_tokens=max_new_tokens,
+            tell=tell,
         )
-    shown: list[Any] = [f"{name}: {value:.3f}" for name, value in trained.values.items()]
-    shown.append(f"the compressor is in {trained.folder}")
+    if not learn.first_process():
+        return
+    shown: list[Any] = [f"the compressor is in {trained.folder}"]
+    if trained.values:
+        shown.append(learn.measured(trained.values))
     python = [
         *source.python,
         f"from {type(chosen).__module__} import {type(chosen).__name__}",
         "from foveate.relevance import Rule",
         "from foveate.training import data",
         "from foveate.training.pairs import Pairs",
+        *(["from foveate.training.processes import here"] if wanted else []),
         "from foveate.training.relevance import Settings, train",
         "found = " + call("data.examples", repr(data), count=count, seed=seed),
         f"learn, held = data.split(found, {validation}, seed={seed})",
         f"method = {chosen!r}",
-        "pairs = "
-        + call("Pairs", "model", "processor", repr(str(folder / "pairs")), "method", **asked),
+        "pairs = " + call("Pairs", "model", "processor", repr(str(where)), "method", **asked),
+        *([f"learn = pairs.gather(learn, {wanted}, here())"] if wanted else []),
         "pairs.fill([*learn, *held])",
         f"trained = train(method, model, pairs.read(learn), {str(folder)!r}, {settings!r}, "
-        f"validation=pairs.read(held), facts={facts!r})",
+        f"validation=pairs.read(held), held=held, processor=processor, facts={facts!r}, "
+        f"max_new_tokens={max_new_tokens}"
+        + (f", accuracy={accuracy})" if accuracy != MOST else ")"),
     ]
-    finish({"compressor": str(trained.folder), "values": trained.values}, shown, python, as_json)
+    result = {
+        "compressor": str(trained.folder),
+        "pairs": dataclasses.asdict(tally),
+        "values": trained.values,
+    }
+    finish(result, shown, python, as_json)
 
 
 def register(app: typer.Typer) -> None:
@@ -131,6 +173,7 @@ def register(app: typer.Typer) -> None:
     for method, says in METHODS.items():
         stored = (
             "The model answers each question; of those that it answers right, relevance and what "
-            "the method is told are stored. Interrupted, the same command goes on."
+            "the method is told are stored. Interrupted, the same command goes on. Several GPUs: "
+            f"`torchrun --nproc-per-node 4 -m foveate train {method} ...`"
         )
         app.command(method, cls=Named, help=f"{says}\n\n{stored}")(command)

@@ -13,14 +13,14 @@ from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from foveate import catalog, saving
 from foveate.errors import InputError, MissingDependency, SavedFileError
 from foveate.evaluation import fingerprints
 from foveate.evaluation.data import Dialogue, fingerprint
 from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import LearnedCompressor
+from foveate.training import processes
+from foveate.training.accuracy import MOST, measure
 from foveate.training.features import Packed
 from foveate.training.recipe import Recipe
 from foveate.training.student import Objective, Student, eq10, frozen
@@ -37,7 +37,9 @@ class Trained:
     Attributes:
         method: the compressor, with its weights.
         folder: where it is saved, for `foveate.load`.
-        values: the last measurements on the validation dialogues, by name and budget.
+        values: the last measurements on the validation dialogues, by name and budget; among them
+            "accuracy", and visual tokens "entering" the language model and on "average" over its
+            layers.
     """
 
     method: LearnedCompressor
@@ -75,6 +77,7 @@ def train(
     tensorboard: bool = True,
     cpu: bool = False,
     batch_size: int = 8,
+    accuracy: int = MOST,
     tell: Callable[[Any], None] = lambda progress: None,
     sized: Callable[[Size], None] = lambda size: None,
     answered: Callable[[int], None] = lambda count: None,
@@ -100,6 +103,8 @@ def train(
         tensorboard: whether to log for TensorBoard, into `out`/runs.
         cpu: whether to leave an accelerator alone.
         batch_size: dialogues that the full model answers at a time.
+        accuracy: validation dialogues that are asked in the end, if they have answers, of the full
+            and of the compressed model at every budget; 0 for none.
         tell: given a `Progress` whenever something was measured.
         sized, answered: given what the full model's answers take on disk, and how many more
             dialogues are answered.
@@ -118,26 +123,14 @@ def train(
             f"A batch of {recipe.batch} needs as many dialogues; there are {len(dialogues)}.\n"
             "Give more of them, or a smaller batch."
         )
-    from transformers import TrainingArguments
-
     from foveate.training import trainer as engine
 
     folder, model = Path(out), teacher.model
-    measured = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every}
-    arguments = TrainingArguments(
-        **recipe.arguments(
-            str(folder),
-            int(os.environ.get("WORLD_SIZE", "1")),
-            report_to=["tensorboard"] if tensorboard else "none",
-            use_cpu=cpu,
-            dataloader_pin_memory=False,
-            **(measured if validation else {}),
-        )
+    arguments = engine.arguments(
+        recipe, folder, validated=bool(validation), tensorboard=tensorboard, cpu=cpu
     )
-    # One process is one device: DataParallel would copy the frozen model at every step.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    if getattr(model, "hf_device_map", None) is None:
-        model.to(arguments.device)
+    process = processes.of(arguments)
+    process.hold(model)
     everything = [*dialogues, *validation]
     record = {
         "method": catalog.name_of(method),
@@ -152,21 +145,20 @@ def train(
         **({"attached": {k: _told(v) for k, v in options.items()}} if options else {}),
         **(facts or {}),
     }
-    if arguments.should_save:
+    if process.first:
         begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
 
-    rank, world = arguments.process_index, arguments.world_size
     teacher.fill(
-        everything[rank::world],
+        process.share(everything),
         whole=everything,
-        processes=world,
+        processes=process.count,
         batch_size=batch_size,
-        tell=sized if rank == 0 else lambda size: None,
+        tell=sized if process.first else lambda size: None,
         done=answered,
     )
-    _wait()
+    process.wait()
     sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
     pictures = [entry().pictures for entry in teacher.entries(sample)]
     begun = (start or random_start(recipe.seed))(method, model, pictures)
@@ -180,23 +172,39 @@ def train(
             engine.Lectures(teacher, validation) if validation else None,
             tell,
         )
-        if arguments.should_save:
+        if process.first:
             engine.clear_torn(folder)
-        _wait()
+        process.wait()
         last = engine.last_checkpoint(folder)
         running.train(resume_from_checkpoint=None if last is None else str(last))
         values = running.final()
     net = student.net.cpu()
     trained = dataclasses.replace(begun, net=net, trained_on=of_weights(model))
-    if arguments.should_save:
+    found = None
+    if accuracy:
+        found = measure(
+            trained,
+            model,
+            teacher.processor,
+            validation,
+            recipe.keeps,
+            process,
+            most=accuracy,
+            max_new_tokens=teacher.max_new_tokens,
+            batch_size=batch_size,
+            **options,
+        )
+    values |= found.values if found else {}
+    if process.first:
         known = {
             "settings": record["recipe"],
             "data": {key: record[key] for key in ("dialogues", "validation", "answers")},
             "measured": values,
+            **({"accuracy": dataclasses.asdict(found)} if found else {}),
             **({"source": dict(facts)} if facts else {}),
         }
         saving.save(trained, folder / FOLDER, model=model, training=known)
-    _wait()
+    process.wait()
     return Trained(trained, folder / FOLDER, values)
 
 
@@ -221,12 +229,6 @@ def need(package: str, purpose: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise MissingDependency(package, purpose, "train") from error
-
-
-def _wait() -> None:
-    """Until every process is here."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
 
 
 def begin(folder: Path, record: dict[str, Any]) -> None:

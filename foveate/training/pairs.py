@@ -26,10 +26,12 @@ from foveate.mapping import Mapping
 from foveate.methods.relevance import Relevance
 from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
-from foveate.training.files import is_whole, packed, read_tensors, write
+from foveate.training.files import is_whole, nbytes, packed, read_meta, read_tensors, write
+from foveate.training.processes import Process
 
 FORMAT = "2"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
+_STRETCH = 64  # dialogues after which it is seen whether there are enough pairs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +47,29 @@ class Pair:
     seen: Table[str, Tensor]
     relevance: Float[Tensor, " n"]
     is_video: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What is stored of some dialogues.
+
+    Attributes:
+        questions: that were asked.
+        right: of them answered right by the full model.
+        pairs: to learn from: a picture and a question each; long prompts have none.
+        nbytes: of all files.
+    """
+
+    questions: int
+    right: int
+    pairs: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"the model answers {self.right} of {self.questions} questions right; "
+            f"{self.pairs} pairs are kept, {self.nbytes / 1e6:,.1f} MB"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +213,52 @@ class Pairs:
         for part in parts(missing, batch_size):
             self._compute(missing[part])
             done(len(missing[part]))
+
+    def gather(
+        self,
+        dialogues: Sequence[Dialogue],
+        wanted: int | None,
+        process: Process,
+        *,
+        batch_size: int = 8,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> Sequence[Dialogue]:
+        """Fill with several processes, dialogue after dialogue until there are enough pairs.
+
+        Args:
+            dialogues: in the order in which they are asked.
+            wanted: pairs; None for those of all dialogues.
+            process: which one this is; each has its share.
+            batch_size: dialogues run at a time in each.
+            done: given how many more dialogues are there.
+
+        Returns:
+            The dialogues that were asked, which do not depend on how many processes there are.
+        """
+        size = len(dialogues) if wanted is None else _STRETCH
+        found = stop = 0
+        while stop < len(dialogues) and (wanted is None or found < wanted):
+            part = dialogues[stop : stop + size]
+            self.fill(process.share(part), batch_size=batch_size, done=done)
+            process.wait()
+            found += self.tally(part).pairs
+            stop += len(part)
+        return dialogues[:stop]
+
+    def tally(self, dialogues: Sequence[Dialogue]) -> Tally:
+        """What is stored of these dialogues.
+
+        Raises:
+            SavedFileError: a file is not there, or cut off.
+        """
+        right = pairs = 0
+        for each in dialogues:
+            known = read_meta(self.file(each))
+            said = zip(each.turns, json.loads(known["answers"]), strict=True)
+            right += sum(turn.right(answer) for turn, answer in said)
+            pairs += len(json.loads(known["pictures"]))
+        asked = sum(len(each.turns) for each in dialogues)
+        return Tally(asked, right, pairs, nbytes(map(self.file, dialogues)))
 
     def read(self, dialogues: Iterable[Dialogue]) -> list[Pair]:
         """What was stored of these dialogues.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping as Table
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +23,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer
 
 from foveate import catalog, ops, saving
 from foveate.compressor import resolve_keep
 from foveate.errors import InputError, UnknownName
+from foveate.evaluation.data import Dialogue
 from foveate.fingerprint import of_weights
 from foveate.predicting import KINDS, RelevancePredictor
+from foveate.training.accuracy import MOST
+from foveate.training.accuracy import measure as asked
 from foveate.training.learning import (
     FOLDER,
     Trained,
@@ -39,11 +43,13 @@ from foveate.training.learning import (
     random_start,
 )
 from foveate.training.pairs import Pair
+from foveate.training.processes import of
+from foveate.training.recipe import Recipe
 from foveate.training.trainer import (
-    COMPLETE,
     Order,
-    Progress,
     Tell,
+    Watch,
+    arguments,
     clear_torn,
     last_checkpoint,
     quiet,
@@ -139,6 +145,7 @@ class Settings:
         schedule: of the rate: ``"constant"``, or ``"cosine"`` down to zero.
         seed: of the first parameters and of the order.
         save_every: steps between checkpoints.
+        evaluate_every: steps between measurements on validation pairs.
     """
 
     epochs: int = 100
@@ -147,10 +154,31 @@ class Settings:
     schedule: str = "constant"
     seed: int = 0
     save_every: int = 500
+    evaluate_every: int = 500
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UnknownName("schedule", self.schedule, SCHEDULES)
+
+    def recipe(self, pairs: int, processes: int) -> Recipe:
+        """The same for the Trainer.
+
+        Args:
+            pairs: to learn from; fewer than a batch are one.
+            processes: that share a batch.
+        """
+        return Recipe(
+            epochs=float(self.epochs),
+            batch=self.batch if self.batch <= pairs else pairs // processes * processes,
+            optimiser="adamw",  # without decay AdamW is Adam
+            rate=self.rate,
+            clip="none",
+            schedule=self.schedule,
+            seed=self.seed,
+            log_every=50,
+            evaluate_every=self.evaluate_every,
+            save_every=self.save_every,
+        )
 
 
 class Learner(nn.Module):
@@ -179,31 +207,43 @@ class Learner(nn.Module):
 
 
 class RelevanceTrainer(Trainer):
-    """The Hugging Face Trainer with an order of its own that the seed alone decides."""
+    """The Hugging Face Trainer with an order of its own that the seed alone decides.
 
-    def __init__(self, settings: Settings, tell: Tell, **options: Any) -> None:
-        self.settings = settings
-        super().__init__(**options, data_collator=collate, callbacks=[_Watch(tell)])
+    Args:
+        settings: every number of the training.
+        tell: told what is measured, in the first process only.
+        held: pairs to measure on.
+        options: the Trainer's.
+    """
+
+    def __init__(
+        self, settings: Settings, tell: Tell, held: Sequence[Pair] = (), **options: Any
+    ) -> None:
+        self.settings, self.held = settings, held
+        super().__init__(**options, data_collator=collate, callbacks=[Watch(self, None, tell)])
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         count = len(self.train_dataset if train_dataset is None else train_dataset)
-        return Order(count, min(self.settings.batch, count), self.settings.seed)
+        batch = self.args.per_device_train_batch_size * self.args.world_size
+        return Order(count, batch, self.settings.seed)
 
-
-class _Watch(TrainerCallback):
-    """Marks checkpoints that are whole, tells what is logged."""
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        values = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "train_loss")}
-        if values:
-            self.tell(Progress(state.global_step, state.max_steps, float(state.epoch or 0), values))
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """What `measure` says of the pairs held out; the net is small, so each process asks it."""
+        learner: Any = self.accelerator.unwrap_model(self.model)
+        found = {
+            f"{metric_key_prefix}_{k}": v for k, v in measure(learner.method, self.held).items()
+        }
+        self.log(dict(found))
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, found
+        )
+        return found
 
 
 def train(
@@ -214,32 +254,45 @@ def train(
     settings: Settings = Settings(),
     *,
     validation: Sequence[Pair] = (),
+    held: Sequence[Dialogue] = (),
+    processor: Any = None,
     facts: Table[str, Any] | None = None,
+    tensorboard: bool = True,
     cpu: bool = False,
+    accuracy: int = MOST,
+    max_new_tokens: int = 16,
     tell: Tell = lambda progress: None,
 ) -> Trained:
     """Fit the net to pairs, and save it with what is known of its training.
 
     Killed at any time, the same call goes on from the last checkpoint; another in the same folder
-    is refused.
+    is refused. Under `torchrun` or `accelerate launch` every process takes its share of each batch.
 
     Args:
         method: its fields, and parameters to go on from if it has some.
-        model: whose pairs they are; it is not run.
+        model: whose pairs they are; it is run in the end only, on `held`.
         pairs: to learn from.
         out: a folder for checkpoints and the compressor.
         settings: every number of the training.
-        validation: pairs on which it is measured in the end.
+        validation: pairs on which it is measured as it goes, and in the end.
+        held: dialogues that are asked in the end, at `SHARES` of the tokens, if they have answers.
+        processor: the model's; needed to ask them.
         facts: more that the record shall say.
+        tensorboard: whether to log for TensorBoard, into `out`/runs.
         cpu: whether to leave an accelerator alone.
+        accuracy: how many of `held` are asked; 0 for none.
+        max_new_tokens: the longest answer to them.
         tell: given a `Progress` whenever something was measured.
 
     Raises:
-        InputError: there is no pair of a kind that the method has a net for.
-        MissingDependency: `accelerate` is not installed.
+        InputError: there is no pair of a kind that the method has a net for, or a batch cannot be
+            parted evenly among the processes.
+        MissingDependency: `accelerate`, or `tensorboard` if asked for, is not installed.
         SavedFileError: the folder holds another training.
     """
     need("accelerate", "Training")
+    if tensorboard:
+        need("tensorboard", "Logging for TensorBoard")
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
@@ -248,7 +301,20 @@ def train(
                 "out of kinds=."
             )
     folder = Path(out)
-    chosen = [each for each in pairs if KINDS[each.is_video] in method.kinds]
+    chosen, measured = (
+        [each for each in some if KINDS[each.is_video] in method.kinds]
+        for some in (pairs, validation)
+    )
+    given = arguments(
+        settings.recipe(len(chosen), int(os.environ.get("WORLD_SIZE", "1"))),
+        folder,
+        validated=bool(measured),
+        tensorboard=tensorboard,
+        cpu=cpu,
+        # A batch may be of one kind, and the other kind's net is then not run.
+        ddp_find_unused_parameters=len(method.kinds) > 1,
+    )
+    process = of(given)
     record = {
         "method": catalog.name_of(method),
         "fields": dataclasses.asdict(dataclasses.replace(method, net=None, trained_on=None)),
@@ -259,50 +325,52 @@ def train(
         **begins_at(method),
         **(facts or {}),
     }
-    begin(folder, record)
+    if process.first:
+        begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
     begun = random_start(settings.seed)(method, model, ())
     assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=min(settings.batch, len(chosen)),
-        num_train_epochs=settings.epochs,
-        optim="adamw_torch",
-        weight_decay=0.0,  # without decay AdamW is Adam
-        learning_rate=settings.rate,
-        lr_scheduler_type=settings.schedule,
-        max_grad_norm=0.0,
-        seed=settings.seed,
-        logging_steps=50,
-        save_strategy="steps",
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=cpu,
-    )
     with quiet():
         running = RelevanceTrainer(
             settings,
             tell,
+            held=measured,
             model=Learner(begun),
-            args=arguments,
+            args=given,
             train_dataset=Examples(chosen, method),
+            eval_dataset=Examples(measured, method) if measured else None,
         )
-        clear_torn(folder)
+        if process.first:
+            clear_torn(folder)
+        process.wait()
         last = last_checkpoint(folder)
         running.train(resume_from_checkpoint=None if last is None else str(last))
     trained = dataclasses.replace(begun, net=begun.net.cpu(), trained_on=of_weights(model))
-    values = measure(trained, validation)
+    values = measure(trained, measured)
+    found = None
+    if accuracy and processor is not None and held:
+        process.hold(model)
+        found = asked(
+            trained,
+            model,
+            processor,
+            [each for each in held if KINDS[each.is_video] in method.kinds],
+            SHARES,
+            process,
+            most=accuracy,
+            max_new_tokens=max_new_tokens,
+        )
+    values |= found.values if found else {}
     known = {
         "settings": dataclasses.asdict(settings),
         "data": {"pairs": len(chosen), "validation": len(validation), **(facts or {})},
         "measured": values,
+        **({"accuracy": dataclasses.asdict(found)} if found else {}),
     }
-    saving.save(trained, folder / FOLDER, model=model, training=known)
+    if process.first:
+        saving.save(trained, folder / FOLDER, model=model, training=known)
+    process.wait()
     return Trained(trained, folder / FOLDER, values)
 
 

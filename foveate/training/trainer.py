@@ -117,7 +117,7 @@ class CompressorTrainer(Trainer):
             data_collator=lambda lessons: {"lessons": collate(lessons)},
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[_Watch(self, recipe.clipped_value, tell)],
+            callbacks=[Watch(self, recipe.clipped_value, tell)],
         )
         self.remove_callback(PrinterCallback)
         self.measured: tuple[int, dict[str, float]] | None = None
@@ -226,6 +226,45 @@ class CompressorTrainer(Trainer):
         os.replace(folder / f"{_WEIGHTS}.partial", folder / _WEIGHTS)
 
 
+def arguments(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    validated: bool,
+    tensorboard: bool,
+    cpu: bool,
+    **more: Any,
+) -> TrainingArguments:
+    """The Trainer's arguments for a recipe; every training's.
+
+    Args:
+        recipe: every number of it.
+        folder: for checkpoints and logs.
+        validated: whether it is measured as it goes.
+        tensorboard: whether to log for TensorBoard, into `folder`/runs.
+        cpu: whether to leave an accelerator alone.
+        more: further ones.
+
+    Raises:
+        InputError: a step cannot be parted evenly among the processes.
+    """
+    measured = {"eval_strategy": "steps", "eval_steps": recipe.evaluate_every}
+    found = TrainingArguments(
+        **recipe.arguments(
+            str(folder),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            report_to=["tensorboard"] if tensorboard else "none",
+            use_cpu=cpu,
+            dataloader_pin_memory=False,
+            **(measured if validated else {}),
+            **more,
+        )
+    )
+    # One process is one device: DataParallel would copy the frozen model at every step.
+    found._n_gpu = min(1, found.n_gpu)
+    return found
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that is whole. None if there is none."""
     found = [each for each in folder.glob("checkpoint-*") if (each / COMPLETE).is_file()]
@@ -243,16 +282,22 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-class _Watch(TrainerCallback):
-    """Clips values, marks checkpoints that are whole, tells what is logged."""
+class Watch(TrainerCallback):
+    """Clips values, marks checkpoints that are whole, tells what is logged.
 
-    def __init__(self, trainer: CompressorTrainer, clip: float | None, tell: Tell) -> None:
+    Args:
+        trainer: of what is trained.
+        clip: what each entry of a gradient is clipped at; None if it is not.
+        tell: told what is measured, in the first process only.
+    """
+
+    def __init__(self, trainer: Trainer, clip: float | None, tell: Tell) -> None:
         self.trainer, self.clip, self.tell = trainer, clip, tell
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Gradients are whole and synchronised here."""
         if self.clip is not None:
-            nn.utils.clip_grad_value_(self.trainer.student.parameters(), self.clip)
+            nn.utils.clip_grad_value_(self.trainer.model.parameters(), self.clip)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Every process has written its part."""

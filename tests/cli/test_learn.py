@@ -13,6 +13,8 @@ import foveate
 from foveate import reference
 from foveate.cli import main
 from foveate.mapping import Mapping
+from foveate.training import processes
+from foveate.training.processes import Process
 from tests.training import needs_features
 
 pytestmark = needs_features
@@ -124,3 +126,17 @@ def test_mappings_of_other_data_under_the_same_names_are_made_anew(
     assert before[0] == before[2] != before[1]
     assert main([*command, "--steps", "2"]) == 1
     assert "delete this file" in capsys.readouterr().err
+
+
+def test_the_best_mappings_are_made_in_one_process(
+    tmp_path: Path, cache: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "optimal", "--count", "1", "--steps", "1", "--keep", "6", "--cpu"]
+    command += ["--out", str(tmp_path), "--cache", cache]
+    held: list[object] = []
+    monkeypatch.setattr(Process, "hold", lambda self, model: held.append(self.device))
+    assert main(command) == 0
+    assert held == [torch.device("cpu")]
+    monkeypatch.setattr(processes, "here", lambda cpu: Process(1, 2, torch.device("cpu")))
+    assert main(command) == 1
+    assert "runs in one process; here are 2" in capsys.readouterr().err

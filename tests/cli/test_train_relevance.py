@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -16,6 +17,7 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn, from_jsonl
 from foveate.learned import LearnedCompressor
 from foveate.predicting import RelevancePredictor
+from foveate.training.processes import Process
 from tests.families import checkpoints
 
 Capture = pytest.CaptureFixture[str]
@@ -34,8 +36,15 @@ def test_every_learned_method_has_the_command_that_errors_name() -> None:
     [("relevance", "scaling=none", "scaling"), ("seek", "inner=16", "fields")],
 )
 def test_it_trains_a_compressor_for_a_checkpoint(
-    method: str, other: str, told: str, tmp_path: Path, capsys: Capture
+    method: str,
+    other: str,
+    told: str,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    held: list[Any] = []
+    monkeypatch.setattr(Process, "hold", lambda self, model: held.append((self.device, model)))
     folder = checkpoints.save("llava", tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -56,9 +65,18 @@ def test_it_trains_a_compressor_for_a_checkpoint(
     command = ["train", method, "--model", str(folder), "--data", str(data), "--cpu"]
     command += ["--out", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--json"]
     command += ["--max-new-tokens", "3", "--validation", "0.25"]
+    command += ["--pairs", "2", "--cache", str(tmp_path / "cache")]
     assert main(command) == 0
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert held and held[0][0] == torch.device("cpu")  # where the training computes
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+    assert found["pairs"] == {**found["pairs"], "questions": 4, "right": 4, "pairs": 4}
+    assert "answers 4 of 4 questions right; 4 pairs are kept" in said.err
     assert set(found["values"]) >= {"loss", "overlap at 25 %"}
+    assert found["values"]["accuracy_full"] == 1.0  # the answers are the model's own
+    assert {"accuracy_0.25", "entering_0.25", "average_0.25"} <= set(found["values"])
+    assert list((tmp_path / "run" / "runs").rglob("events*"))
     attention = "overlap at 25 %, attention" in found["values"]
     assert attention == (method == "relevance")  # the other is not told any
     names: dict[str, Any] = {}

@@ -171,7 +171,9 @@ def test_nextqa_in_folders_of_its_own(tmp_path: Path, mapped: bool) -> None:
             read("nextqa", tmp_path)
         write(tmp_path / "map_vid_vidorID.json", {"4010": name})
     (found,) = read("nextqa", tmp_path)
-    assert [Path(str(each)).parent for each in found.pictures] == [tmp_path / "NExTVideo" / name] * 3
+    assert [Path(str(each)).parent for each in found.pictures] == [
+        tmp_path / "NExTVideo" / name
+    ] * 3
 
 
 def test_activitynetqa(tmp_path: Path) -> None:

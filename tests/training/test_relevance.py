@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -22,6 +27,7 @@ from foveate.relevance import Rule
 from foveate.training import relevance as training
 from foveate.training.files import read_tensors
 from foveate.training.pairs import Pair, Pairs, observations, predictions
+from foveate.training.processes import Process
 from foveate.training.relevance import (
     Examples,
     Learner,
@@ -191,6 +197,34 @@ def test_pairs_of_several_pictures_hold_what_each_one_shows(loaded: Loaded, tmp_
     assert sorted(stored) == ["picture.0.tokens", "picture.1.tokens"]
 
 
+def test_enough_pairs_are_enough(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.training.pairs._STRETCH", 1)
+    some = [answered(loaded, 3, wrong=(1,)), dialogue(1, 2), answered(loaded, 1, pictures=2)]
+    made, alone = Pairs(*loaded, tmp_path, max_new_tokens=4), Process(0, 1, torch.device("cpu"))
+    assert made.gather(some, 2, alone) == some[:1]  # two right answers about one picture
+    assert not made.file(some[1]).is_file()
+    assert made.gather(some, 3, alone) == some == made.gather(some, None, alone)
+    found = made.tally(some)
+    right = sum(t.right(a) for d in some for t, a in zip(d.turns, said(made, d), strict=True))
+    assert (found.questions, found.right, found.pairs) == (6, right, len(made.read(some)))
+    assert found.nbytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert f"answers {right} of 6 questions right" in str(found)
+    # Each of two processes has its share, and both ask the same dialogues in the end.
+    shares: list[Any] = []
+    monkeypatch.setattr(Process, "wait", lambda self: None)
+    monkeypatch.setattr(Pairs, "fill", lambda self, part, **_: shares.append(list(part)))
+    monkeypatch.setattr("foveate.training.pairs._STRETCH", 3)
+    assert made.gather(some, 3, Process(1, 2, torch.device("cpu"))) == some
+    assert shares == [[some[1]]]
+
+
+def said(pairs: Pairs, dialogue: Dialogue) -> list[str]:
+    found: list[str] = json.loads(read_tensors(pairs.file(dialogue))[1]["answers"])
+    return found
+
+
 def easy(count: int, n: int = 24) -> list[Pair]:
     """Relevance lies one place to the right of attention."""
     found = []
@@ -203,15 +237,19 @@ def easy(count: int, n: int = 24) -> list[Pair]:
 def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
     model = FAMILIES["llava"].build()
     method = Relevance(**SMALL)  # type: ignore[arg-type]
-    settings = Settings(epochs=40, batch=16, rate=1e-2, save_every=20)
+    settings = Settings(epochs=40, batch=16, rate=1e-2, save_every=20, evaluate_every=60)
     pairs, held = easy(48), easy(60)[48:]
-    facts = {"source": "made up"}
+    facts, here = {"source": "made up"}, {"cpu": True, "tensorboard": False}
     told: list[Any] = []
     whole = train(
         method, model, pairs, tmp_path / "a", settings, validation=held, facts=facts,
-        cpu=True, tell=told.append,
+        cpu=True, tensorboard=False, tell=told.append,
     )  # fmt: skip
-    assert told and whole.values["overlap at 25 %"] > 0.8
+    assert whole.values["overlap at 25 %"] > 0.8
+    measured = [each.values for each in told if "eval_loss" in each.values]
+    assert [each.step for each in told if "eval_loss" in each.values] == [60, 120]
+    assert measured[-1]["eval_overlap at 25 %"] == whole.values["overlap at 25 %"]
+    assert measured[-1]["eval_loss"] < measured[0]["eval_loss"]
     assert whole.values["overlap at 25 %, attention"] < 0.5
     loaded = foveate.load(whole.folder, model=model)
     inputs = FAMILIES["llava"].inputs()
@@ -225,22 +263,33 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+        train(
+            method,
+            model,
+            pairs,
+            tmp_path / "b",
+            settings,
+            cpu=True,
+            tensorboard=False,
+            tell=interrupt,
+        )
     assert (tmp_path / "b" / "checkpoint-40").is_dir()
     steps: list[int] = []
     parts = train(
-        method, model, pairs, tmp_path / "b", settings, cpu=True,
+        method, model, pairs, tmp_path / "b", settings, cpu=True, tensorboard=False,
         tell=lambda progress: steps.append(progress.step),
     )  # fmt: skip
     assert steps
     assert whole.method.net is not None and parts.method.net is not None
     for a, b in zip(whole.method.net.parameters(), parts.method.net.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    done = train(method, model, pairs, tmp_path / "b", settings, cpu=True, tell=interrupt)
+    done = train(
+        method, model, pairs, tmp_path / "b", settings, cpu=True, tensorboard=False, tell=interrupt
+    )
     assert done.folder == parts.folder
     other = dataclasses.replace(settings, rate=1e-3)
     with pytest.raises(SavedFileError, match="differs in settings"):
-        train(method, model, pairs, tmp_path / "b", other, cpu=True)
+        train(method, model, pairs, tmp_path / "b", other, **here)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +328,8 @@ def test_the_settings_are_those_that_are_trained_with(
         with pytest.raises(KeyboardInterrupt):
             train(
                 Relevance(**SMALL),  # type: ignore[arg-type]
-                FAMILIES["llava"].build(), pairs, tmp_path / f"{number}", settings, cpu=True,
+                FAMILIES["llava"].build(), pairs, tmp_path / f"{number}", settings,
+                cpu=True, tensorboard=False,
             )  # fmt: skip
     assert [str(each.lr_scheduler_type.value) for each in told] == ["constant", "cosine"]
     for each in told:
@@ -292,3 +342,52 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pair of the kind 'video'"):
         train(Relevance(), FAMILIES["llava"].build(), easy(2), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- processes of their own
+
+
+def command(out: Path, *launch: str) -> subprocess.CompletedProcess[str]:
+    """`foveate train relevance` on a few scenes."""
+    small = "--count 8 --validation 0.2 --batch 8 --epochs 5 --set channels=[4,4] --save-every 3"
+    quick = "--weighting mean --max-new-tokens 4 --cpu --no-tensorboard --json"
+    asked = f"-m foveate train relevance --out {out} {small} {quick}"
+    return subprocess.run(
+        [sys.executable, *launch, *asked.split()],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_are_the_training_of_one(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    one, two = command(tmp_path / "one"), command(tmp_path / "two", *launch)
+    expected, found = json.loads(one.stdout), json.loads(two.stdout)  # printed once
+    assert found["pairs"] == expected["pairs"] and found["pairs"]["pairs"] > 8
+    for name, value in expected["values"].items():
+        # Labels are rounded in other batches, and Adam's first steps do not depend on their size.
+        assert found["values"][name] == pytest.approx(value, abs=1e-3 if name == "loss" else 0.01)
+    assert two.stderr.count("questions right") == 1
+    names = [{str(f.relative_to(tmp_path / run)) for f in (tmp_path / run).glob("[cp]*/*.safe*")}
+             for run in ("one", "two")]  # fmt: skip
+    assert names[0] == names[1]  # the same pairs, and checkpoints of the same steps
+    a, b = (load_file(tmp_path / run / "compressor" / "compressor.safetensors")
+            for run in ("one", "two"))  # fmt: skip
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=1e-3)  # a step's largest
+
+
+def test_a_batch_is_parted_among_processes() -> None:
+    settings = Settings(batch=8)
+    assert settings.recipe(40, 2).parts(2) == (4, 1)
+    assert settings.recipe(7, 2).batch == 6  # fewer pairs than a batch: whole shares of them
+    with pytest.raises(InputError, match="parted evenly into 3 processes"):
+        settings.recipe(40, 3).parts(3)

@@ -21,16 +21,25 @@ from torch import Tensor
 import foveate
 from foveate import catalog, reference
 from foveate.errors import BudgetError, InputError, MissingDependency, SavedFileError
+from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue
+from foveate.evaluation.settings import Setting
 from foveate.learned import LearnedCompressor
-from foveate.training import data, learning
+from foveate.training import accuracy, data, learning
 from foveate.training.batches import collate
 from foveate.training.learning import train
 from foveate.training.losses import Weights
+from foveate.training.processes import Process
 from foveate.training.recipe import Recipe
 from foveate.training.student import Student, eq10, frozen
 from foveate.training.teacher import Teacher
-from foveate.training.trainer import COMPLETE, Order, Progress, clear_torn, last_checkpoint
+from foveate.training.trainer import (
+    COMPLETE,
+    Order,
+    Progress,
+    clear_torn,
+    last_checkpoint,
+)
 from tests.families.models import FAMILIES
 from tests.training import needs_features
 
@@ -285,6 +294,50 @@ def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(
     (tmp_path / "torn" / "checkpoint-3" / COMPLETE).unlink()
     clear_torn(tmp_path / "torn")
     assert [each.name for each in (tmp_path / "torn").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+# ---------------------------------------------------------------- what it reached
+
+
+def test_accuracy_is_that_of_the_saved_compressor(teacher: Teacher, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, keeps=(0.1, 9), steps=1)
+    found = run(teacher, tmp_path, recipe, batch_size=1)
+    held = scenes()[8:]
+    asked = Batch(teacher.model, teacher.processor, held, [d.load() for d in held], frozenset(), 64)
+    for keep, name in ((None, "full"), (0.1, "0.1"), (9, "9")):
+        setting = None if keep is None else Setting(str(found.folder), keep)
+        records = asked.converse(setting)
+        turns = [(t, a) for d, r in zip(held, records, strict=True)
+                 for t, a in zip(d.turns, r["answers"], strict=True)]  # fmt: skip
+        right = sum(turn.right(answer) for turn, answer in turns)
+        assert found.values[f"accuracy_{name}"] == pytest.approx(right / len(turns))
+        for count in ("entering", "average") if keep else ():
+            expected = sum(record[count] for record in records) / len(turns)
+            assert found.values[f"{count}_{name}"] == pytest.approx(expected)
+    assert found.values["entering_full"] == 256 and found.values["entering_9"] == 9
+    card = (found.folder / "README.md").read_text()
+    assert "keep=0.1)" in card and f"on {len(turns)} questions in 2 dialogues held out" in card
+    row = f"| 9 tokens | {found.values['accuracy_9']:.3f} | 9.0 | 9.0 |"
+    assert row in card and "| full model |" in card
+    assert not any(
+        "accuracy" in name for name in run(teacher, tmp_path / "b", recipe, accuracy=0).values
+    )
+
+
+def test_accuracy_needs_answers_and_budgets_in_reach(teacher: Teacher) -> None:
+    made, held = method().initialised(teacher.model), scenes()[8:]
+    asked = functools.partial(
+        accuracy.measure, made, teacher.model, teacher.processor,
+        process=Process(0, 1, torch.device("cpu")), most=1,
+    )  # fmt: skip
+    without = [
+        dataclasses.replace(d, turns=tuple(dataclasses.replace(t, answers=("",)) for t in d.turns))
+        for d in held
+    ]
+    assert asked(without, (0.1,)) is None
+    found = asked([*without, *held], (0.1, 300))
+    assert found is not None and [row.keep for row in found.rows] == [None, 0.1]
+    assert (found.dialogues, found.held) == (1, 2)
 
 
 # ---------------------------------------------------------------- what is refused
