@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from foveate.training.student import Student
 from foveate.training.teacher import Teacher
 
 COMPLETE = "complete"  # in a checkpoint of which every file has been written
+STILL, STILL_LOGS = 1e-5, 3  # a norm of all gradients that moves nothing; logs in a row of it
 _WEIGHTS = "model.safetensors"  # as the Trainer calls it
 
 
@@ -117,7 +119,7 @@ class CompressorTrainer(Trainer):
             data_collator=lambda lessons: {"lessons": collate(lessons)},
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=[Watch(self, recipe.clipped_value, tell)],
+            callbacks=[Watch(self, recipe.clipped_value, tell), _Vanishing()],
         )
         self.remove_callback(PrinterCallback)
         self.measured: tuple[int, dict[str, float]] | None = None
@@ -224,6 +226,32 @@ class CompressorTrainer(Trainer):
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.student.state_dict().items()}
         save_file(tensors, str(folder / f"{_WEIGHTS}.partial"), metadata={"format": "pt"})
         os.replace(folder / f"{_WEIGHTS}.partial", folder / _WEIGHTS)
+
+
+class _Vanishing(TrainerCallback):
+    """Warns once where a training stands still: gradients without size, log after log."""
+
+    def __init__(self) -> None:
+        self.still = 0
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """What the Trainer has measured of the steps since the last time."""
+        norm = (logs or {}).get("grad_norm")
+        if norm is None:
+            return
+        self.still = self.still + 1 if float(norm) < STILL else 0
+        if self.still == STILL_LOGS and state.is_world_process_zero:
+            sharp = (logs or {}).get("entropy")
+            rows = "" if sharp is None else f" (its rows' mean entropy is {sharp:.2g})"
+            warnings.warn(
+                f"Gradients have vanished: their norm was below {STILL:g} at the last "
+                f"{STILL_LOGS} logs, up to step {state.global_step}{rows}.\nThe compressor hardly "
+                "moves. Start from the tokens' directions (pca_start, --start pca), take a "
+                "larger dim, or another seed.",
+                stacklevel=2,
+            )
 
 
 def arguments(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 import foveate
 from foveate import catalog, reference
@@ -35,8 +36,11 @@ from foveate.training.student import Student, eq10, frozen
 from foveate.training.teacher import Teacher
 from foveate.training.trainer import (
     COMPLETE,
+    STILL,
+    STILL_LOGS,
     Order,
     Progress,
+    _Vanishing,
     clear_torn,
     last_checkpoint,
 )
@@ -338,6 +342,23 @@ def test_accuracy_needs_answers_and_budgets_in_reach(teacher: Teacher) -> None:
     found = asked([*without, *held], (0.1, 300))
     assert found is not None and [row.keep for row in found.rows] == [None, 0.1]
     assert (found.dialogues, found.held) == (1, 2)
+
+
+def test_vanished_gradients_are_told_once() -> None:
+    state = TrainerState(is_world_process_zero=True, is_local_process_zero=True)
+    arguments, control = object(), TrainerControl()
+
+    def logged(*norms: float) -> None:
+        watch = _Vanishing()
+        for state.global_step, norm in enumerate(norms, start=1):
+            watch.on_log(arguments, state, control, {"grad_norm": norm, "entropy": 0.0})
+            watch.on_log(arguments, state, control, {"eval_loss": 1.0})
+
+    logged(*[STILL / 10] * (STILL_LOGS - 1), STILL * 10, STILL / 10)  # it moves again
+    with pytest.warns(UserWarning, match="Gradients have vanished") as seen:
+        logged(1.0, *[0.0] * 3 * STILL_LOGS)
+    assert len(seen) == 1 and "mean entropy is 0" in str(seen[0].message)
+    assert f"up to step {STILL_LOGS + 1}" in str(seen[0].message)
 
 
 # ---------------------------------------------------------------- what is refused
