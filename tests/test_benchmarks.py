@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from benchmarks import ablation, overhead, seeds
-from foveate import catalog
+from benchmarks import ablation, overhead, seeds, teacher
+from foveate import catalog, reference
 from foveate.cli.seeds import seeds_in
 from foveate.errors import InputError
 from foveate.reference.table import insert
+from foveate.training import data
+from foveate.training.batches import collate
+from foveate.training.teacher import Teacher
+from tests.training import needs_features
 
 
 def test_a_measurement_on_other_scenes_is_none(tmp_path: Path) -> None:
@@ -27,6 +32,32 @@ def test_a_measurement_on_other_scenes_is_none(tmp_path: Path) -> None:
 def test_overhead_times_every_method_that_needs_no_weights() -> None:
     learned = {name for name in catalog.names() if catalog.method_class(name).trainable}
     assert set(catalog.names()) - set(overhead.METHODS) == {"trim"} | learned
+
+
+@needs_features
+@pytest.mark.parametrize("answers", ["given", "generated"])
+def test_a_teacher_run_anew_says_what_is_cached(answers: str, tmp_path: Path) -> None:
+    """Both sides of the comparison make the same step."""
+    found = Teacher(*reference.load(), tmp_path, answers=answers)
+    scenes = data.examples("scenes", count=2)
+    found.fill(scenes)
+    cached = collate([found.lesson(each) for each in scenes])
+    made = teacher.anew(found, scenes, generated=answers == "generated")
+    assert torch.equal(made.inputs["input_ids"], cached.inputs["input_ids"])
+    assert made.full is not None and cached.full is not None
+    torch.testing.assert_close(made.full.log_probs, cached.full.log_probs, atol=1e-3, rtol=1e-3)
+
+
+def test_ways_of_a_step_are_told_as_ratios_of_their_rounds() -> None:
+    seconds = ((1.0, 2.0, 4.0), (2.0, 4.0, 10.0), (4.0, 12.0, 12.0))
+    names = (teacher.CACHED, teacher.GIVEN, teacher.GENERATED)
+    rounds = [dict(zip(names, each, strict=True)) for each in seconds]
+    said = teacher.table([teacher._way(name, rounds) for name in names])
+    assert said.splitlines()[2:] == [
+        "| cached | 1 | 2.00 |",
+        "| given answers | 2.00 [2.00, 2.50] | 4.00 |",
+        "| generated answers | 4.00 [3.50, 4.50] | 10.00 |",
+    ]
 
 
 @pytest.mark.slow
