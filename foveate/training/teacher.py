@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +244,8 @@ class Teacher:
 
         Of a form that nothing is stored of yet, each picture and each turn counts as the mean one.
         """
-        pictures = {self.picture_file(d): (d.is_video, len(d.pictures)) for d in dialogues}
-        answers = {self.answer_file(d): (d.is_video, len(d.turns)) for d in dialogues}
+        pictures = {self.picture_file(d): (_form(d)[:2], len(d.pictures)) for d in dialogues}
+        answers = {self.answer_file(d): (_form(d), len(d.turns)) for d in dialogues}
         foreseen = _foreseen(pictures) + _foreseen(answers)
         there = nbytes([*pictures, *answers])
         return Size(len(answers), len(pictures), max(math.ceil(foreseen), there), there)
@@ -358,17 +359,18 @@ def _form(dialogue: Dialogue) -> tuple[bool, int, int]:
     return dialogue.is_video, len(dialogue.pictures), len(dialogue.turns)
 
 
-def _foreseen(files: dict[Path, tuple[bool, int]]) -> float:
-    """Bytes of files, each with its form, of which some are there."""
-    sizes: dict[tuple[bool, int], list[int]] = {}
-    for file, kind in files.items():
+def _foreseen(files: Table[Path, tuple[Any, int]]) -> float:
+    """Bytes of files, some of which are there, each with its form and how many parts it has."""
+    sizes: dict[Any, list[int]] = {}
+    parts = 0
+    for file, (kind, count) in files.items():
         if file.is_file():
             sizes.setdefault(kind, []).append(file.stat().st_size)
-    parts = sum(count * len(found) for (_, count), found in sizes.items())
+            parts += count
     one = sum(map(sum, sizes.values())) / parts if parts else 0.0
 
-    def mean(kind: tuple[bool, int]) -> float:
+    def mean(kind: Any, count: int) -> float:
         found = sizes.get(kind)
-        return sum(found) / len(found) if found else one * kind[1]
+        return sum(found) / len(found) if found else one * count
 
-    return sum(map(mean, files.values()))
+    return sum(mean(kind, count) for kind, count in files.values())
