@@ -373,7 +373,7 @@ def test_two_processes_are_the_training_of_one(tmp_path: Path) -> None:
     expected, found = json.loads(one.stdout), json.loads(two.stdout)  # printed once
     assert found["pairs"] == expected["pairs"] and found["pairs"]["pairs"] > 8
     for name, value in expected["values"].items():
-        # Labels are rounded in other batches, and Adam's first steps do not depend on their size.
+        # Rounding may turn which of two alike tokens is among the most relevant.
         assert found["values"][name] == pytest.approx(value, abs=1e-3 if name == "loss" else 0.01)
     assert two.stderr.count("questions right") == 1
     names = [{str(f.relative_to(tmp_path / run)) for f in (tmp_path / run).glob("[cp]*/*.safe*")}
@@ -382,7 +382,8 @@ def test_two_processes_are_the_training_of_one(tmp_path: Path) -> None:
     a, b = (load_file(tmp_path / run / "compressor" / "compressor.safetensors")
             for run in ("one", "two"))  # fmt: skip
     for name, value in a.items():
-        torch.testing.assert_close(b[name], value, rtol=0, atol=1e-3)  # a step's largest
+        if name != "image.last.bias":  # a softmax does not see it: Adam follows its rounding
+            torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_is_parted_among_processes() -> None:
