@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Table
 from typing import Any
 
 import foveate
@@ -88,7 +89,7 @@ def measure(
     most: int = MOST,
     max_new_tokens: int = 64,
     batch_size: int = 8,
-    **options: Any,
+    attached: Table[str, Any] | None = None,
 ) -> Accuracy | None:
     """Exact-match accuracy of the full and the compressed model, as `foveate compare` counts it.
 
@@ -101,7 +102,7 @@ def measure(
         most: dialogues that are asked, the first ones.
         max_new_tokens: the longest answer.
         batch_size: dialogues answered at a time.
-        options: further ones of `foveate.attach`.
+        attached: further options of `foveate.attach`.
 
     Returns:
         None where no dialogue has an answer to each of its turns.
@@ -110,7 +111,9 @@ def measure(
     asked = held[:most]
     if not asked:
         return None
-    settings = [_Given("", keep, compressor=method, attached=options) for keep in keeps]
+    settings = [
+        _Given("", keep, compressor=method, attached=dict(attached or {})) for keep in keeps
+    ]
     share = sorted(process.share(asked), key=form)
     encoded = method.parts[0].stage not in (Stage.IMAGE, Stage.ENCODER)
     sums: dict[int, list[float]] = {i: [0.0] * 4 for i in range(-1, len(settings))}

@@ -192,7 +192,7 @@ def train(
             most=accuracy,
             max_new_tokens=teacher.max_new_tokens,
             batch_size=batch_size,
-            **options,
+            attached=options,
         )
     values |= found.values if found else {}
     if process.first:
