@@ -76,7 +76,7 @@ def _digits(text: str) -> tuple[int, int]:
 
 def image_labels(layouts: Sequence[Layout]) -> dict[str, Tensor]:
     """Labels of whole pictures: "present" float[b, PRESENT], "tens" and "ones" int64[b]."""
-    present = torch.zeros(len(layouts), PRESENT)
+    present = np.zeros((len(layouts), PRESENT), np.float32)
     digits = []
     for row, layout in enumerate(layouts):
         for thing in layout.things:
@@ -87,8 +87,8 @@ def image_labels(layouts: Sequence[Layout]) -> dict[str, Tensor]:
                 present[row, PRESENT - len(words.LETTERS) + words.LETTERS.index(plate.text)] = 1
             else:
                 digits.append(_digits(plate.text))
-    tens, ones = torch.tensor(digits).T
-    return {"present": present, "tens": tens, "ones": ones}
+    tens, ones = torch.as_tensor(np.array(digits, np.int64)).T
+    return {"present": torch.as_tensor(present), "tens": tens, "ones": ones}
 
 
 def patch_owners(owners: Tensor, grid: int) -> Tensor:

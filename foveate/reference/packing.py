@@ -6,9 +6,10 @@ is exactly the three-turn conversation that the chat template renders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,52 +51,69 @@ def text_encoder() -> Encode:
 def pack(batch: Sequence[Sequence[Sequence[Question]]], encode: Encode) -> Packed:
     """Pack `batch[picture][dialogue][turn]`; every answer and its </s> is supervised."""
     table = words.vocabulary()
+    rows = [_row(dialogues, encode, table) for dialogues in batch]
+    longest = max(len(row.ids) for row in rows)
+    return Packed(
+        ids=_filled([row.ids for row in rows], longest, table[words.PAD]),
+        labels=_filled([row.labels for row in rows], longest, IGNORE),
+        positions=_filled([row.positions for row in rows], longest, 0),
+        groups=_filled([row.groups for row in rows], longest, -1),
+        about=_owner_sets([row.about for row in rows], longest),
+        named=_owner_sets([row.named for row in rows], longest),
+    )
+
+
+@dataclass
+class _Row:
+    """What `Packed` holds of one picture; owners as pairs of a place and an owner."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    about: list[tuple[int, int]] = field(default_factory=list)
+    named: list[tuple[int, int]] = field(default_factory=list)
+
+
+def _row(
+    dialogues: Sequence[Sequence[Question]], encode: Encode, table: Mapping[str, int]
+) -> _Row:
     user, assistant, end = table[words.USER], table[words.ASSISTANT], table[words.EOS]
-    rows, sources, meanings = [], [], []
-    for dialogues in batch:
-        ids: list[int] = []
-        labels: list[int] = []
-        positions: list[int] = []
-        groups: list[int] = []
-        about: list[tuple[int, ...]] = []
-        named: list[tuple[int, ...]] = []
-        for group, turns in enumerate(dialogues):
-            mine: list[int] = []
-            wanted: list[int] = []
-            for turn, question in enumerate(turns):
-                # The first "user:" stands before the picture and belongs to all dialogues.
-                asked = [*([user] if turn else []), *encode(question.text), assistant]
-                answer = [*encode(question.answer), end]
-                mine += asked + answer
-                wanted += [IGNORE] * (len(asked) - 1) + answer + [IGNORE]
-                said = question.about * (1 if len(question.about) > 1 else len(answer) - 1)
-                about += [()] * (len(asked) - 1) + [*said, (), ()]
-                meant = dict(question.named)
-                first = 1 if turn else 0  # the place of the text's first word
-                named += [meant.get(at - first, ()) for at in range(len(asked) + len(answer))]
-            ids += mine
-            labels += wanted
-            positions += range(len(mine))
-            groups += [group] * len(mine)
-        rows.append((ids, labels, positions, groups))
-        sources.append(about)
-        meanings.append(named)
-    longest = max(len(row[0]) for row in rows)
-    filled = [
-        torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
-        for part, fill in enumerate((table[words.PAD], IGNORE, 0, -1))
-    ]
-    owners = (_owner_sets(each, longest) for each in (sources, meanings))
-    return Packed(*filled, *owners)
+    row = _Row()
+    for group, turns in enumerate(dialogues):
+        start = len(row.ids)
+        for turn, question in enumerate(turns):
+            # The first "user:" stands before the picture and belongs to all dialogues.
+            opening = [user] if turn else []
+            asked = [*opening, *encode(question.text), assistant]
+            answer = [*encode(question.answer), end]
+            first = len(row.ids) + len(opening)  # the place of the text's first word
+            said = len(row.ids) + len(asked) - 1  # where the answer's first word is told
+            row.ids += asked + answer
+            row.labels += [IGNORE] * (len(asked) - 1) + answer + [IGNORE]
+            about = question.about * (1 if len(question.about) > 1 else len(answer) - 1)
+            row.about += [(said + at, each) for at, owners in enumerate(about) for each in owners]
+            row.named += [(first + at, each) for at, owners in question.named for each in owners]
+        row.positions += range(len(row.ids) - start)
+        row.groups += [group] * (len(row.ids) - start)
+    return row
 
 
-def _owner_sets(rows: Sequence[Sequence[tuple[int, ...]]], longest: int) -> Tensor:
-    """Owners per place as bool[b, longest, owners]."""
-    found = torch.zeros(len(rows), longest, MOST_OWNERS, dtype=torch.bool)
-    for row, each in enumerate(rows):
-        for place, owners in enumerate(each):
-            found[row, place, list(owners)] = True
-    return found
+def _filled(rows: Sequence[Sequence[int]], longest: int, fill: int) -> Tensor:
+    """Rows of unequal length as int64[b, longest]."""
+    found = np.full((len(rows), longest), fill, np.int64)
+    for values, row in zip(rows, found, strict=True):
+        row[: len(values)] = values
+    return torch.as_tensor(found)
+
+
+def _owner_sets(rows: Sequence[Sequence[tuple[int, int]]], longest: int) -> Tensor:
+    """Pairs of a place and an owner as bool[b, longest, owners], written in one go."""
+    found = np.zeros((len(rows), longest, MOST_OWNERS), bool)
+    pairs = [(row, *pair) for row, each in enumerate(rows) for pair in each]
+    if pairs:
+        found[tuple(np.array(pairs).T)] = True
+    return torch.as_tensor(found)
 
 
 def attention_mask(groups: Tensor, prefix: int) -> Tensor:
