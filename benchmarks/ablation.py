@@ -26,6 +26,7 @@ from torch import nn
 
 from benchmarks.pages import errors_told, note
 from foveate.errors import InputError, UnknownName
+from foveate.reference.batches import labelled_scenes
 from foveate.reference.data import Scenes
 from foveate.reference.measure import measure
 from foveate.reference.optimiser import Optimiser, schedule
@@ -211,8 +212,8 @@ def reads(trainer: SceneTrainer) -> dict[str, float]:
     scenes.store.fill()
     found: dict[str, list[float]] = defaultdict(list)
     for start in range(0, READ, 16):
-        indices = range(start, start + 16)
-        _, facts = vision_loss(trainer.model.model.vision_tower, trainer.heads, scenes, indices)
+        shown = labelled_scenes(scenes, range(start, start + 16))
+        _, facts = vision_loss(trainer.model.model.vision_tower, trainer.heads, shown)
         for name, value in facts.items():
             found[name].append(value)
     return {name: statistics.mean(values) for name, values in found.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +17,32 @@ from foveate.reference.layout import SIDE, Layout
 from foveate.reference.scenes import scene_layout
 from foveate.reference.store import Store
 
+# Layouts that a process keeps: some 3 kB each, and there may be many processes.
+_KEPT = 50_000
+
 
 @dataclass
 class Scenes:
-    """Scenes of a store with their layouts (made once, kept)."""
+    """Scenes of a store with their layouts (made once, the first ones kept)."""
 
     store: Store
     layouts: dict[int, Layout] = field(default_factory=dict)
 
     def layouts_of(self, indices: Sequence[int]) -> list[Layout]:
         """The layouts of these scenes."""
-        for index in indices:
-            if index not in self.layouts:
-                self.layouts[index] = scene_layout(index, self.store.split)
-        return [self.layouts[index] for index in indices]
+        return [self._layout(index) for index in indices]
+
+    def _layout(self, index: int) -> Layout:
+        found = self.layouts.get(index)
+        if found is None:
+            found = scene_layout(index, self.store.split)
+            if len(self.layouts) < _KEPT:
+                self.layouts[index] = found
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same store, and draws its own layouts."""
+        return type(self), (self.store,)
 
     def indices(self, step: int, batch: int) -> list[int]:
         """The scenes of a step: in order, round and round (they are independent draws)."""

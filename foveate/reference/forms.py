@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from foveate.reference.architecture import PATCH
 from foveate.reference.clip_questions import CLIP_KINDS, ask_clip, describe_actor, list_actors
 from foveate.reference.clips import FRAMES, Script, clip
+from foveate.reference.dialogues import mixed, training_dialogues
 from foveate.reference.labels import cell_owners, patch_owners
-from foveate.reference.language_stage import mixed, training_dialogues
 from foveate.reference.layout import Layout
 from foveate.reference.onevision import VIEW_GRID
 from foveate.reference.questions import TURNS, Question

@@ -60,6 +60,12 @@ def owner_table(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return table, centres
 
 
+def owner_tables(layouts: Sequence[Layout]) -> tuple[Tensor, Tensor]:
+    """`owner_table` of several: int64[b, owners, labels] and float[b, owners, 2]."""
+    tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
+    return torch.as_tensor(np.stack(tables)), torch.as_tensor(np.stack(centres))
+
+
 def centres_of(layouts: Sequence[Layout]) -> Tensor:
     """Where each owner's centre is, in pixels: float[b, owners, 2]; NaN where there is no owner."""
     found = []
@@ -127,10 +133,7 @@ def patch_labels(
     The offsets float[b, grid * grid, 2] point from a patch's middle to its owner's centre, in
     units of 16 pixels of the full picture; NaN in the background.
     """
-    tables, centres = zip(*(owner_table(layout) for layout in layouts), strict=True)
-    which = patch_owners(owners, grid)
-    known, places = (torch.as_tensor(np.stack(each)) for each in (tables, centres))
-    return labels_of(known, places, which, grid, SIDE)
+    return labels_of(*owner_tables(layouts), patch_owners(owners, grid), grid, SIDE)
 
 
 def labels_of(

@@ -2,77 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from foveate.reference import words
-from foveate.reference.captions import describe, listing, relate, tally
-from foveate.reference.data import Scenes, pixel_values
-from foveate.reference.layout import Layout
-from foveate.reference.packing import IGNORE, Packed, attention_mask, pack, text_encoder
-from foveate.reference.questions import KINDS, TURNS, Question, ask
+from foveate.reference.data import pixel_values
+from foveate.reference.packing import IGNORE, Packed, attention_mask
 from foveate.reference.vision_stage import encode
 
 # Root mean square of an embedded word when training starts.
 WORD_SIZE = 0.25
 # "<s> user:" stands before the picture.
 PREFIX_WORDS = 2
-# How often each kind is asked in training; the slowly learned ones more often. Evaluation asks all
-# kinds equally often.
-_WEIGHTS = dict.fromkeys(KINDS, 1.0) | {
-    **{"number": 0.7, "letter": 0.7, "size": 0.8, "pattern": 0.8},
-    **{"relation": 2.0, "count": 1.5, "extreme": 1.5},
-}
-
-
-def training_dialogues(
-    layout: Layout, rng: np.random.Generator, count: int, captions: float
-) -> list[list[Question]]:
-    """`count` dialogues about one scene; a share of them are descriptions.
-
-    Args:
-        layout: the scene.
-        rng: the step's random numbers.
-        count: how many dialogues.
-        captions: the share of dialogues that are descriptions.
-    """
-    chances = np.array(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())
-
-    def questions() -> list[Question]:
-        kinds = rng.choice(KINDS, TURNS, replace=False, p=chances)
-        return [asked for kind in kinds if (asked := ask(str(kind), layout, rng))]
-
-    return mixed(rng, count, captions, questions, lambda: _captions(layout, rng))
-
-
-def mixed(
-    rng: np.random.Generator,
-    count: int,
-    captions: float,
-    questions: Callable[[], list[Question]],
-    descriptions: Callable[[], list[Question]],
-) -> list[list[Question]]:
-    """`count` dialogues, `captions` of them descriptions; empty ones are drawn again."""
-    dialogues: list[list[Question]] = []
-    while len(dialogues) < count:
-        if turns := descriptions() if rng.random() < captions else questions():
-            dialogues.append(turns)
-    return dialogues
-
-
-def _captions(layout: Layout, rng: np.random.Generator) -> list[Question]:
-    form = rng.random()
-    if form < 0.15:
-        return [listing(layout, rng)]
-    if form < 0.25:
-        return [tally(layout, rng) for _ in range(2)]
-    ask_one = relate if form < 0.5 else describe
-    return [asked for _ in range(TURNS) if (asked := ask_one(layout, rng))]
 
 
 @torch.no_grad()
@@ -141,20 +84,7 @@ def packed_loss(model: PreTrainedModel, visual: Tensor, packed: Packed) -> tuple
 
 
 @torch.no_grad()
-def features_of(
-    model: LlavaForConditionalGeneration, scenes: Scenes, indices: Sequence[int], grid: int
-) -> Tensor:
-    """The frozen tower's features: float[b, grid * grid, d]."""
-    pixels, _ = scenes.arrays(indices)
+def features_of(model: LlavaForConditionalGeneration, pixels: Tensor, grid: int) -> Tensor:
+    """The frozen tower's features of uint8[b, s, s, 3]: float[b, grid * grid, d]."""
     hidden, _ = encode(model.model.vision_tower, pixel_values(pixels, grid), last=False)
     return hidden[:, 1:]
-
-
-def language_batch(
-    scenes: Scenes, indices: Sequence[int], rng: np.random.Generator, count: int, captions: float
-) -> Packed:
-    """The packed dialogues of these scenes."""
-    batch = [
-        training_dialogues(layout, rng, count, captions) for layout in scenes.layouts_of(indices)
-    ]
-    return pack(batch, text_encoder())

@@ -75,9 +75,7 @@ class _Row:
     named: list[tuple[int, int]] = field(default_factory=list)
 
 
-def _row(
-    dialogues: Sequence[Sequence[Question]], encode: Encode, table: Mapping[str, int]
-) -> _Row:
+def _row(dialogues: Sequence[Sequence[Question]], encode: Encode, table: Mapping[str, int]) -> _Row:
     user, assistant, end = table[words.USER], table[words.ASSISTANT], table[words.EOS]
     row = _Row()
     for group, turns in enumerate(dialogues):

@@ -111,3 +111,66 @@ GPU = Recipe(
     width=192,
     layers=6,
 )
+
+
+@dataclass(frozen=True)
+class TilesRecipe(Recipe):
+    """What decides the result of the second model, besides the seed.
+
+    Attributes:
+        scenes: pictures are drawn from this many seeds, passed over round and round.
+        vision_batch: scenes a step of stage 1; the overview and some tiles of each are shown.
+        vision_tiles: tiles of each.
+        vision_clips, vision_frames: clips a step of stage 1, and frames of each.
+        language_batch: the most pictures a step of stage 2.
+        language_tokens: about how many tokens, text included, such a step holds.
+        clip_share: how often a step of stage 2 shows clips.
+        small_first: how often, in the first part of stage 2, it shows the smallest scenes or the
+            shortest clips: looking up is learned sooner among fewer tokens. Objects in resized
+            views are too small for that, so `low_first` is no larger than `low_share` here.
+        low_share, low_first: as in `Recipe`; views are resized, or only an overview is shown.
+        started_from: fingerprint of the `reference` that it goes on from, whose sizes it has.
+    """
+
+    scenes: int = 1_000_000
+    vision_steps: int = 1_000
+    vision_batch: int = 8
+    vision_tiles: int = 4
+    vision_clips: int = 4
+    vision_frames: int = 6
+    language_steps: int = 4_000
+    language_batch: int = 12
+    language_tokens: int = 4_000
+    vision_muon: float = 0.005
+    vision_adam: float = 0.001
+    language_muon: float = 0.01
+    language_adam: float = 0.0015
+    captions: tuple[float, float] = (0.3, 0.15)
+    clip_share: float = 0.45
+    small_first: float = 0.7
+    low_first: float = 0.15
+    started_from: str = ""
+
+    least: ClassVar[dict[str, int]] = {
+        **Recipe.least,
+        "vision_tiles": 0,
+        "vision_clips": 0,
+        "vision_frames": 1,
+        "language_tokens": 1,
+    }
+    shares: ClassVar[tuple[str, ...]] = (*Recipe.shares, "clip_share", "small_first")
+
+
+# For a GPU, as `GPU`.
+TILES_GPU = TilesRecipe(
+    vision_steps=10_000,
+    vision_batch=24,
+    vision_clips=18,
+    language_steps=18_000,
+    language_batch=32,
+    language_tokens=24_000,
+    vision_width=160,
+    vision_layers=6,
+    width=192,
+    layers=6,
+)

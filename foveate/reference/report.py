@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from foveate.reference.architecture import GRID
 from foveate.reference.data import Scenes
-from foveate.reference.language_stage import packed_loss, training_dialogues
+from foveate.reference.dialogues import training_dialogues
+from foveate.reference.language_stage import packed_loss
 from foveate.reference.packing import IGNORE, pack, text_encoder
 from foveate.reference.questions import Question
 from foveate.reference.store import Store
@@ -103,7 +104,8 @@ def scenes_validation(trainer: SceneTrainer) -> Validate:
         for start in range(0, len(indices), 8):
             part = slice(start, start + 8)
             with torch.no_grad():
-                features = trainer.features(validation, indices[part], GRID)
+                pixels, _ = validation.arrays(indices[part])
+                features = trainer.features(pixels, GRID)
                 visual = trainer.model.model.multi_modal_projector(features)
             for kind, hit in answered(trainer.model, visual, batch[part]):
                 right[kind].append(hit)

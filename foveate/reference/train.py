@@ -11,42 +11,48 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foveate.errors import InputError
+from foveate.reference.ahead import drawn_ahead
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import GRID, build_model, build_processor
-from foveate.reference.data import Scenes, step_generator
+from foveate.reference.batches import (
+    LANGUAGE,
+    LOW_GRIDS,
+    VISION,
+    AskedScenes,
+    Batches,
+    LabelledScenes,
+    SceneBatches,
+)
+from foveate.reference.data import Scenes
 from foveate.reference.gaze import Gaze, place_head
-from foveate.reference.labels import centres_of, patch_labels, patch_owners
+from foveate.reference.labels import patch_labels, patch_owners
 from foveate.reference.language_stage import (
     PREFIX_WORDS,
     WORD_SIZE,
     features_of,
-    language_batch,
     packed_loss,
     start_language,
 )
-from foveate.reference.layout import SIDE
 from foveate.reference.optimiser import Optimiser
 from foveate.reference.packing import IGNORE, Packed
 from foveate.reference.recipe import Recipe
 from foveate.reference.report import Progress, Report, Tell, Validate, scenes_validation, tell
 from foveate.reference.store import Store
-from foveate.reference.vision_stage import LOW_GRIDS, Heads, step_grid, vision_loss
+from foveate.reference.vision_stage import Heads, vision_loss
 from foveate.reference.whitening import Whitening
 
 CHECKPOINT = "checkpoint.pt"
-_VISION, _LANGUAGE = 1, 2
 _WHITENING_SCENES = 64
 
 
@@ -58,14 +64,13 @@ class Shown:
         visual: float[b, n, width] the visual tokens as the decoder receives them.
         packed: the dialogues about them.
         owners: gives int64[b, n], the owner of each token; 0 is background.
-        places: gives float[b, owners, numbers], where each owner is, -1 to 1; NaN where it has no
-            place.
+        places: float[b, owners, numbers], where each owner is, -1 to 1; NaN where it has no place.
     """
 
     visual: Tensor
     packed: Packed
     owners: Callable[[], Tensor]
-    places: Callable[[], Tensor]
+    places: Tensor
 
 
 class Trainer(abc.ABC):
@@ -79,6 +84,7 @@ class Trainer(abc.ABC):
         recipe: lengths, rates and sizes.
         minutes: time between checkpoints.
         tell: what is done with its progress.
+        workers: processes that draw batches ahead; the result does not depend on them.
     """
 
     # How many numbers tell the place of what is named.
@@ -91,11 +97,12 @@ class Trainer(abc.ABC):
         recipe: Recipe,
         minutes: float = 3.0,
         tell: Tell = tell,
+        workers: int = 1,
     ) -> None:
-        self.tell = tell
+        self.tell, self.workers = tell, workers
         self.folder, self.seed, self.recipe = folder, seed, recipe
         self.minutes, self.saved, self.started = minutes, time.monotonic(), time.monotonic()
-        self.stage, self.step, self.seconds = _VISION, 0, 0.0
+        self.stage, self.step, self.seconds = VISION, 0, 0.0
         torch.manual_seed(seed)
         self.model = self._build()
         self.heads = Heads(recipe.vision_width)
@@ -118,7 +125,7 @@ class Trainer(abc.ABC):
     @property
     def answering(self) -> bool:
         """Whether the run has reached the stage that learns to answer."""
-        return self.stage == _LANGUAGE
+        return self.stage == LANGUAGE
 
     @abc.abstractmethod
     def _build(self) -> PreTrainedModel:
@@ -133,22 +140,20 @@ class Trainer(abc.ABC):
         """What gives the share of right answers per kind on validation pictures."""
 
     @abc.abstractmethod
-    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss and facts of a step of the first stage."""
+    def _batches(self) -> Batches:
+        """What the steps are shown."""
+
+    @abc.abstractmethod
+    def _vision_step(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """Loss and facts of a step of the first stage that is shown this."""
 
     @abc.abstractmethod
     def _join(self) -> None:
         """Make tower, projector and decoder ready for the second stage; sets the whitening."""
 
     @abc.abstractmethod
-    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
-        """The pictures and dialogues of a step of the second stage.
-
-        Args:
-            rng: the step's random numbers.
-            captions: the share of dialogues that are descriptions.
-            low_share: how often pictures are shown at a low resolution.
-        """
+    def _shown(self, batch: Any) -> Shown:
+        """What the decoder is shown in a step of the second stage."""
 
     @property
     def minutes_spent(self) -> float:
@@ -157,7 +162,7 @@ class Trainer(abc.ABC):
 
     def _optimiser(self) -> Optimiser:
         recipe, base = self.recipe, self.model.model
-        if self.stage == _VISION:
+        if self.stage == VISION:
             modules: list[nn.Module] = [base.vision_tower, self.heads]
             return Optimiser(modules, recipe.vision_muon, recipe.vision_adam, recipe.vision_steps)
         base.vision_tower.requires_grad_(False)
@@ -214,11 +219,13 @@ class Trainer(abc.ABC):
         recipe = self.recipe
         if self._exported():
             return
-        if self.stage == _VISION:
-            if not self._stage(recipe.vision_steps, self._vision_step, stop_at):
+        if self.stage == VISION:
+            draw = self._batches().labelled
+            if not self._stage(recipe.vision_steps, draw, self._vision_step, stop_at):
                 return
             self._begin_language()
-        if self._stage(recipe.language_steps, self._language_step, stop_at):
+        draw = self._batches().asked
+        if self._stage(recipe.language_steps, draw, self._language_step, stop_at):
             self.export()
 
     def _exported(self) -> bool:
@@ -230,39 +237,39 @@ class Trainer(abc.ABC):
         return bool(done == {"stage": self.stage, "step": self.step})
 
     def _begin_language(self) -> None:
-        self.stage, self.step = _LANGUAGE, 0
+        self.stage, self.step = LANGUAGE, 0
         self._join()
         self.optimiser = self._optimiser()
         self.save()
 
-    def _stage(self, steps: int, one: Any, stop_at: tuple[int, int] | None) -> bool:
+    def _stage(
+        self,
+        steps: int,
+        draw: Callable[[int], Any],
+        one: Callable[[Any], tuple[Tensor, dict[str, float]]],
+        stop_at: tuple[int, int] | None,
+    ) -> bool:
         """All steps of a stage; False if it was left at `stop_at`."""
         report = Report(self, self._validation())
-        while self.step < steps:
-            if stop_at == (self.stage, self.step):
-                self.save()
-                return False
-            loss, facts = one(step_generator(self.seed, self.stage, self.step))
-            loss.backward()
-            self.optimiser.step(self.step)
-            self.step += 1
-            report.add(loss.item(), facts)
-            if time.monotonic() - self.saved > 60 * self.minutes:
-                self.save()
-                self.export()
+        stage, until = stop_at or (self.stage, steps)
+        if stage != self.stage or not self.step <= until < steps:
+            until = steps
+        with closing(drawn_ahead(draw, range(self.step, until), self.workers)) as batches:
+            for batch in batches:
+                loss, facts = one(batch)
+                loss.backward()
+                self.optimiser.step(self.step)
+                self.step += 1
+                report.add(loss.item(), facts)
+                if time.monotonic() - self.saved > 60 * self.minutes:
+                    self.save()
+                    self.export()
         self.save()
-        return True
+        return until == steps
 
-    def _language_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def _language_step(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
-        first, last = recipe.captions
-        done = min(1.0, self.step / recipe.language_steps / 0.4)
-        early = self.step < recipe.low_until * recipe.language_steps
-        shown = self._shown(
-            rng,
-            captions=first + (last - first) * done,
-            low_share=recipe.low_first if early else recipe.low_share,
-        )
+        shown = self._shown(batch)
         with Gaze(self.model).watching() as gaze:
             loss, logits = packed_loss(self.model, shown.visual, shown.packed)
         wanted = shown.packed.labels[shown.packed.labels != IGNORE]
@@ -271,7 +278,7 @@ class Trainer(abc.ABC):
         if hint:
             prefix = PREFIX_WORDS + shown.visual.shape[1]
             looked, shares = gaze.loss(shown.owners(), shown.packed, prefix)
-            placed, off = gaze.place_loss(self.place, shown.places(), shown.packed, prefix)
+            placed, off = gaze.place_loss(self.place, shown.places, shown.packed, prefix)
             facts |= shares | off
             loss = loss + hint * (looked + recipe.place * placed)
         return loss, facts
@@ -308,7 +315,7 @@ class SceneTrainer(Trainer):
     """The run that makes `reference`.
 
     Args:
-        folder, seed, recipe, minutes, tell: as for every `Trainer`.
+        folder, seed, recipe, minutes, tell, workers: as for every `Trainer`.
         scenes: the training scenes.
     """
 
@@ -320,9 +327,10 @@ class SceneTrainer(Trainer):
         scenes: Scenes,
         minutes: float = 3.0,
         tell: Tell = tell,
+        workers: int = 1,
     ) -> None:
         self.scenes = scenes
-        super().__init__(folder, seed, recipe, minutes, tell)
+        super().__init__(folder, seed, recipe, minutes, tell, workers)
 
     def _build(self) -> PreTrainedModel:
         recipe = self.recipe
@@ -334,14 +342,13 @@ class SceneTrainer(Trainer):
     def _validation(self) -> Validate:
         return scenes_validation(self)
 
-    def _vision_step(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        indices = self.scenes.indices(self.step, self.recipe.vision_batch)
-        grid = step_grid(rng, self.recipe.low_share)
-        loss, facts = vision_loss(
-            self.model.model.vision_tower, self.heads, self.scenes, indices, grid
-        )
+    def _batches(self) -> SceneBatches:
+        return SceneBatches(self.seed, self.recipe, self.scenes)
+
+    def _vision_step(self, batch: LabelledScenes) -> tuple[Tensor, dict[str, float]]:
+        loss, facts = vision_loss(self.model.model.vision_tower, self.heads, batch)
         # Accuracies are reported at the model's own resolution.
-        return loss, facts if grid == GRID else {}
+        return loss, facts if batch.grid == GRID else {}
 
     def _join(self) -> None:
         start_language(self.model)
@@ -352,34 +359,32 @@ class SceneTrainer(Trainer):
     def _alignment(self) -> list[tuple[Tensor, Tensor]]:
         """Whitened features float[b, n, d] and targets float[b, n, width]; sets the whitening."""
         indices = range(min(_WHITENING_SCENES, self.scenes.store.count))
-        self.whitening = Whitening.of(features_of(self.model, self.scenes, indices, GRID))
+        pixels, _ = self.scenes.arrays(indices)
+        self.whitening = Whitening.of(features_of(self.model, pixels, GRID))
         table = self.model.get_input_embeddings().weight.detach()
         batches = []
         for grid in (GRID, GRID, *LOW_GRIDS):
             # Other scenes for each resolution, in equal numbers; twice as many at the full one.
             indices = range(indices.stop, indices.stop + len(indices))
             chosen = [index % self.scenes.store.count for index in indices]
-            _, owners = self.scenes.arrays(chosen)
+            pixels, owners = self.scenes.arrays(chosen)
             shown = patch_labels(self.scenes.layouts_of(chosen), owners, grid)
             targets = patch_targets(table, *shown, grid, WORD_SIZE)
-            batches.append((self.features(self.scenes, chosen, grid), targets))
+            batches.append((self.features(pixels, grid), targets))
         return batches
 
-    def features(self, scenes: Scenes, indices: Sequence[int], grid: int) -> Tensor:
-        """What the projector is shown of these scenes: float[b, grid * grid, d]."""
+    def features(self, pixels: Tensor, grid: int) -> Tensor:
+        """What the projector is shown of scenes uint8[b, 128, 128, 3]: float[b, grid * grid, d]."""
         assert self.whitening is not None
-        return self.whitening(features_of(self.model, scenes, indices, grid))
+        return self.whitening(features_of(self.model, pixels, grid))
 
-    def _shown(self, rng: np.random.Generator, captions: float, low_share: float) -> Shown:
-        indices = self.scenes.indices(self.step, self.recipe.language_batch)
-        grid = step_grid(rng, low_share)
-        features = self.features(self.scenes, indices, grid)
-        packed = language_batch(self.scenes, indices, rng, self.recipe.dialogues, captions)
+    def _shown(self, batch: AskedScenes) -> Shown:
+        features = self.features(batch.pixels, batch.grid)
         return Shown(
             visual=self.model.model.multi_modal_projector(features),
-            packed=packed,
-            owners=lambda: patch_owners(self.scenes.arrays(indices)[1], grid),
-            places=lambda: centres_of(self.scenes.layouts_of(indices)) * 2 / SIDE - 1,
+            packed=batch.packed,
+            owners=lambda: patch_owners(batch.owners, batch.grid),
+            places=batch.places,
         )
 
 
@@ -434,7 +439,7 @@ def train(
         store: folder of drawn training scenes; `output_dir/scenes` if None. Filled if it is not.
         stop_at: (stage, step) to stop at, with a checkpoint.
         device: where to train.
-        workers: processes that draw scenes.
+        workers: processes that draw scenes, and then batches; the result does not depend on them.
         tell: what is done with its progress.
 
     Returns:
@@ -451,5 +456,6 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     drawn.fill(workers)
     with on(device):
-        SceneTrainer(folder, seed, recipe, Scenes(drawn), tell=tell).run(stop_at)
+        scenes = Scenes(drawn)
+        SceneTrainer(folder, seed, recipe, scenes, tell=tell, workers=workers).run(stop_at)
     return folder / "model"

@@ -69,6 +69,11 @@ class Views:
             *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Views))
         )
 
+    def split(self, pictures: int) -> list[Views]:
+        """The views of each of some pictures that have equally many: `joined` undone."""
+        each = len(self) // pictures
+        return [self[first : first + each] for first in range(0, len(self), each)]
+
     def patch_labels(self, grid: int = VIEW_GRID) -> tuple[dict[str, Tensor], Tensor]:
         """Labels int64[v, grid * grid] by name, and offsets float[v, grid * grid, 2].
 

@@ -6,20 +6,16 @@ is shown at lower resolution with interpolated positions, or resizing would be a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
-from foveate.reference.architecture import GRID
-from foveate.reference.data import Scenes, pixel_values
-from foveate.reference.labels import IMAGE_CLASSES, PATCH_CLASSES, image_labels, patch_labels
+from foveate.reference.batches import LabelledScenes
+from foveate.reference.data import pixel_values
+from foveate.reference.labels import IMAGE_CLASSES, PATCH_CLASSES, labels_of, patch_owners
+from foveate.reference.layout import SIDE
 
-# Low-resolution grids of the resize baseline: 64, 96 and 112 pixels.
-LOW_GRIDS = (8, 12, 14)
 # A present pair is one of about seven among sixty: without weight CLS learns to say "absent".
 _PRESENT_WEIGHT = 5.0
 _CLS_SHARE = 0.7
@@ -79,15 +75,13 @@ class Heads(nn.Module):
 
 
 def vision_loss(
-    tower: CLIPVisionModel, heads: Heads, scenes: Scenes, indices: Sequence[int], grid: int = GRID
+    tower: CLIPVisionModel, heads: Heads, shown: LabelledScenes
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss on these scenes, and accuracies (recall at 0.5 for what CLS says is present)."""
-    pixels, owners = scenes.arrays(indices)
-    layouts = scenes.layouts_of(indices)
-    labels, offsets = patch_labels(layouts, owners, grid)
-    return labelled_loss(
-        tower, heads, pixel_values(pixels, grid), labels, offsets, image_labels(layouts)
-    )
+    which = patch_owners(shown.owners, shown.grid)
+    labels, offsets = labels_of(shown.tables, shown.centres, which, shown.grid, SIDE)
+    pixels = pixel_values(shown.pixels, shown.grid)
+    return labelled_loss(tower, heads, pixels, labels, offsets, shown.whole)
 
 
 def labelled_loss(
@@ -140,8 +134,3 @@ def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     if (wanted >= 0).any():
         return F.cross_entropy(logits, wanted)
     return logits.sum() * 0
-
-
-def step_grid(rng: np.random.Generator, low_share: float) -> int:
-    """The grid of one step: the full one, or now and then a lower resolution."""
-    return int(rng.choice(LOW_GRIDS)) if rng.random() < low_share else GRID

@@ -13,9 +13,10 @@ from foveate.reference import words
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import build_model
 from foveate.reference.captions import describe, listing, relate, tally
+from foveate.reference.dialogues import training_dialogues
 from foveate.reference.gaze import Gaze, place_head
 from foveate.reference.labels import MOST_OWNERS, PATCH_CLASSES, centres_of, patch_labels
-from foveate.reference.language_stage import PREFIX_WORDS, language_loss, training_dialogues
+from foveate.reference.language_stage import PREFIX_WORDS, language_loss
 from foveate.reference.layout import Layout, Thing
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.questions import KINDS, ask

@@ -25,14 +25,16 @@ from foveate.reference.onevision import (
 )
 from foveate.reference.packing import pack, text_encoder
 from foveate.reference.questions import Question
+from foveate.reference.recipe import TilesRecipe
 from foveate.reference.tiled import tiled_dialogue, tiled_scene
+from foveate.reference.tiles_batches import places_of
 from foveate.reference.tiles_measure import (
     clip_hits,
     measure_tiles,
     resized_hits,
     tiled_hits,
 )
-from foveate.reference.tiles_train import TilesRecipe, TilesTrainer, places_of, train_tiles
+from foveate.reference.tiles_train import TilesTrainer, train_tiles
 from foveate.reference.views import scene_views
 from tests.families.models import FAMILIES
 
@@ -145,7 +147,7 @@ def test_it_begins_with_what_the_reference_says(start: Path, tmp_path: Path) -> 
     newline = trainer.model.model.image_newline
     visual = OVERVIEWS[0].visual(projected[:, None], newline).detach()
     said = packed_loss(source, visual, packed)[1]
-    found = packed_loss(trainer.model, trainer.visual(OVERVIEWS[0], [drawn]), packed)[1]
+    found = packed_loss(trainer.model, trainer.visual(OVERVIEWS[0], [drawn.views]), packed)[1]
     known = len(source.get_input_embeddings().weight)
     assert found.shape[-1] > known
     assert torch.allclose(found[..., :known], said, atol=1e-4)
@@ -243,7 +245,7 @@ def test_exported_model_is_the_trained_one(trainer: TilesTrainer, loaded: tuple[
         drawn = form.draw(5, "train")
         with torch.no_grad():
             raw = trainer.raw_features(drawn.views)
-            _, trained = packed_loss(trainer.model, trainer.visual(form, [drawn]), packed)
+            _, trained = packed_loss(trainer.model, trainer.visual(form, [drawn.views]), packed)
             exported, unwhitened = answer(raw, model, form), answer(raw, trainer.model, form)
         assert torch.allclose(trained, exported, atol=0.1)
         # Control: without the whitening it is another model.

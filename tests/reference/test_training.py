@@ -15,8 +15,8 @@ import torch
 from foveate.errors import InputError
 from foveate.reference import words
 from foveate.reference.architecture import build_model
+from foveate.reference.dialogues import training_dialogues
 from foveate.reference.labels import patch_owners
-from foveate.reference.language_stage import training_dialogues
 from foveate.reference.optimiser import orthogonalised, schedule
 from foveate.reference.packing import IGNORE, attention_mask, pack, text_encoder
 from foveate.reference.recipe import Recipe
@@ -81,11 +81,11 @@ import torch
 torch.set_num_threads({torch.get_num_threads()})
 
 class Slow(SceneTrainer):
-    def _language_step(self, rng):
+    def _language_step(self, batch):
         if self.step == 2:
             print("now", flush=True)
             time.sleep(600)
-        return super()._language_step(rng)
+        return super()._language_step(batch)
 
 recipe = json.loads({json.dumps(json.dumps(asdict(TINY)))})
 recipe = Recipe(**{{**recipe, "captions": tuple(recipe["captions"])}})
