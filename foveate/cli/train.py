@@ -81,6 +81,8 @@ def reference(
         raise InputError(f"There is no device {device!r} here.\nUse --device cpu --recipe cpu.")
     if start is not None and name != "reference-tiles":
         raise InputError(f"{name} begins with nothing.\nLeave --start out.")
+    if store is not None and name == "reference-tiles":
+        raise InputError(f"{name} draws its pictures as it needs them.\nLeave --store out.")
     chosen = _recipe(name, recipe, change or [])
     folder = folder_for(out, "train", f"{name}-seed{seed}")
     torch.set_num_threads(threads)
@@ -119,8 +121,7 @@ def _recipe(name: str, wanted: str, changes: list[str]) -> Recipe:
         InputError: a change that is no number.
     """
     from foveate.errors import InputError, UnknownName
-    from foveate.reference.recipe import GPU, Recipe
-    from foveate.reference.tiles_train import TILES_GPU, TilesRecipe
+    from foveate.reference.recipe import GPU, TILES_GPU, Recipe, TilesRecipe
 
     known: dict[str, Recipe] = (
         {"cpu": Recipe(), "gpu": GPU}
@@ -164,7 +165,9 @@ def _train(
     from foveate.reference.train import train
 
     if name == "reference-tiles":
-        return train_tiles(folder, seed, recipe, start=start, device=device, tell=tell)
+        return train_tiles(
+            folder, seed, recipe, start=start, device=device, workers=workers, tell=tell
+        )
     return train(folder, seed, recipe, store, device=device, workers=workers, tell=tell)
 
 
