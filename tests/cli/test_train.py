@@ -61,6 +61,14 @@ def test_the_tiled_model_too(tmp_path: Path, capsys: Capture) -> None:
     assert config["model_type"] == "llava_onevision"
 
 
+def test_the_tiled_model_has_no_store(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "run"
+    command = ["train", "reference", "reference-tiles", "--out", str(folder), "--store", "scenes"]
+    assert main(command) == 1
+    assert "Leave --store out" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

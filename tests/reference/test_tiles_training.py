@@ -113,6 +113,15 @@ def test_resumed_equals_uninterrupted(
     assert any(not torch.equal(first[name], half[name]) for name in first)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_do_not_change_the_result(tmp_path: Path, whole: Path, start: Path) -> None:
+    train_tiles(tmp_path, 3, TINY, (2, 2), start=start, workers=2)
+    train_tiles(tmp_path, 3, TINY, start=start)
+    first, second = weights(whole), weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_another_recipe_or_start_is_refused(whole: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="another seed or recipe"):
         train_tiles(whole, 3, replace(TINY, clip_share=0.5), start=start)

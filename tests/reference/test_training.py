@@ -19,6 +19,7 @@ from foveate.reference.dialogues import training_dialogues
 from foveate.reference.labels import patch_owners
 from foveate.reference.optimiser import orthogonalised, schedule
 from foveate.reference.packing import IGNORE, attention_mask, pack, text_encoder
+from foveate.reference.questions import Question
 from foveate.reference.recipe import Recipe
 from foveate.reference.scenes import patch_mask, scene, scene_layout
 from foveate.reference.store import Store
@@ -65,6 +66,15 @@ def test_resumed_equals_uninterrupted(
     assert any(not torch.equal(first[name], half[name]) for name in first)
     assert (model / "model.safetensors").exists()
     assert (model / "training.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_do_not_change_the_result(tmp_path: Path, whole: Path) -> None:
+    """Two that draw ahead, stopped in the second stage; the rest without them."""
+    train(tmp_path, 3, TINY, whole / "scenes", stop_at=(2, 2), workers=2)
+    train(tmp_path, 3, TINY, whole / "scenes")
+    first, second = weights(whole), weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_killed_equals_uninterrupted(tmp_path: Path, whole: Path) -> None:
@@ -213,6 +223,37 @@ def test_labels_are_the_next_words() -> None:
     assert len(at) == answers
     ends = packed.labels[0] == words.vocabulary()[words.EOS]
     assert ends.sum() == sum(map(len, dialogues))
+
+
+def test_what_a_packed_dialogue_holds() -> None:
+    """Every field by hand: two dialogues about one picture, and padding beside another."""
+    table = words.vocabulary()
+    named = ((2, (4,)), (3, (5, 6)))
+    first = Question("x", "is the red star ?", "yes", ((3,),), named)
+    second = Question("x", "list the things .", "red , blue", ((1,), (), (2, 7)), ((2, (9,)),))
+    other = Question("x", "describe the thing .", "red", ((8,),))
+    packed = pack([[[first, second], [other]], [[other]]], text_encoder())
+    said = "is the red star ? assistant: yes </s>".split()
+    said += "user: list the things . assistant: red , blue </s>".split()
+    alone = "describe the thing . assistant: red </s>".split()
+    row = [*said, *alone]
+    padding = [words.PAD] * len(said)
+    assert packed.ids.tolist() == [[table[w] for w in r] for r in (row, [*alone, *padding])]
+    answers = {5: "yes", 6: "</s>", 13: "red", 14: ",", 15: "blue", 16: "</s>"}
+    answers |= {len(said) + 4: "red", len(said) + 5: "</s>"}
+    labels = [table[answers[at]] if at in answers else IGNORE for at in range(len(row))]
+    assert packed.labels[0].tolist() == labels
+    assert packed.labels[1].tolist() == [*labels[len(said) :], *[IGNORE] * len(said)]
+    positions = [*range(len(said)), *range(len(alone))]
+    assert packed.positions[0].tolist() == positions
+    assert packed.positions[1].tolist() == [*range(len(alone)), *[0] * len(said)]
+    assert packed.groups[0].tolist() == [0] * len(said) + [1] * len(alone)
+    assert packed.groups[1].tolist() == [0] * len(alone) + [-1] * len(said)
+    # An answer's word is read from its owners where it is told: one place before it.
+    about = [[0, 5, 3], [0, 13, 1], [0, 15, 2], [0, 15, 7], [0, len(said) + 4, 8], [1, 4, 8]]
+    assert packed.about.nonzero().tolist() == about
+    # A name means its owners where it ends; later turns stand behind "user:".
+    assert packed.named.nonzero().tolist() == [[0, 2, 4], [0, 3, 5], [0, 3, 6], [0, 11, 9]]
 
 
 def test_no_dialogue_sees_another() -> None:
