@@ -1,7 +1,7 @@
 """What made the reference model learn: the same short training with one thing left out at a time.
 
     python -m benchmarks.ablation --out RUNS                    # on a CPU: hours
-    python -m benchmarks.ablation --out RUNS --device cuda      # minutes
+    python -m benchmarks.ablation --out RUNS --device cuda      # not tried
     python -m benchmarks.ablation --out RUNS --from-store       # the page, from what is there
 
 Each case is a training of its own, with the same initialisation and the same batches. What shapes

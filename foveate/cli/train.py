@@ -42,15 +42,19 @@ def reference(
     ] = "reference",
     out: options.RunFolder = None,
     seed: Annotated[int, typer.Option(help="Of initialisation and batches.", min=0)] = 0,
-    recipe: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
+    recipe: Annotated[str, typer.Option(help="cpu (hours), or gpu (larger; not run yet).")] = "cpu",
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=number of the recipe; may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1" ...')] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads on a CPU.", min=1)] = 2,
-    workers: Annotated[int, typer.Option(help="Processes that draw scenes.", min=1)] = 1,
-    store: Annotated[Path | None, typer.Option(help="Drawn scenes, to share between runs.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that draw pictures and batches.", min=1)
+    ] = 1,
+    store: Annotated[
+        Path | None, typer.Option(help="For reference: drawn scenes, to share between runs.")
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(
