@@ -25,7 +25,11 @@ from tests.laws.laws import (
 from tests.laws.methods import DropAt, First, MergePairs, SelectAll, TopNorm
 
 MIXED = (2, 1, 0)
-METHODS: dict[str, Any] = {"input": TopNorm(), "decoder": DropAt((0, 2), (0.7, 0.5))}
+METHODS: dict[str, Any] = {
+    "input": TopNorm(),
+    "decoder": DropAt((0, 2), (0.7, 0.5)),
+    "merging between layers": MergePairs(Stage.DECODER, at=(1, 3)),
+}
 
 # PaliGemma's prompt is a bidirectional prefix: a second turn on a cache is no longer prefix, so
 # the stock model itself differs from a recomputation.
@@ -64,10 +68,11 @@ def test_without_a_cache(name: str, method: str) -> None:
     check_generate(Case(name), METHODS[method], use_cache=False)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "gemma3"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_static_cache(name: str) -> None:
-    check_static_cache(Case(name), DropAt())
+def test_static_cache(name: str, method: str) -> None:
+    check_static_cache(Case(name), METHODS[method])
 
 
 @pytest.mark.parametrize("how", ["reorder", "repeat", "select"])
