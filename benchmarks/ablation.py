@@ -284,8 +284,8 @@ def page(there: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "Short trainings with one thing left out at a time, on the same batches. They are shorter "
         "than [the shipped model's](reference-model.md), so figures are to be compared with each "
         "other. What a longer training would make up for is not seen here. AdamW has the rate that "
-        "it has beside Muon; no other was tried. Trainings are of equal steps, not of equal time: a "
-        "step at a low resolution costs a third.",
+        "it has beside Muon; no other was tried. Trainings are of equal steps, not of equal time: "
+        "a step at a low resolution costs a third.",
     ]
     if all(len(records) == 1 for cases in there.values() for records in cases.values()):
         lines += [
