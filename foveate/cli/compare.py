@@ -26,7 +26,11 @@ def compare(
         typer.Option("--keep", "-k", help="A budget; may be repeated. 25% and 10% if none."),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="scenes, tiles or clips, which are drawn, or FILE.jsonl.")
+        str,
+        typer.Option(
+            help="scenes, tiles or clips, which are drawn (second-scenes ..: of another world), "
+            "or FILE.jsonl."
+        ),
     ] = "scenes",
     count: Annotated[
         int | None, typer.Option(help="Dialogues to use; of drawn ones 100 if not said.", min=1)
@@ -100,9 +104,9 @@ def compare(
     if data in DRAWN:
         if split not in ("validation", "test"):
             raise UnknownName("split", split, ("validation", "test"))
-        source_of, many = DRAWN[data], count or 100
-        dialogues, data_name = source_of(many, split), f"{split} {data}"
-        data_line = f"data = evaluation.{source_of.__name__}({many}, {split!r})"
+        made, many = DRAWN[data], count or 100
+        dialogues, data_name = made(many, split), f"{split} {data}"
+        data_line = f"data = evaluation.{made.python(many, split)}"
     elif not Path(data).suffix and not Path(data).exists():
         raise UnknownName("kind of dialogues", data, [*DRAWN, "FILE.jsonl"])
     else:

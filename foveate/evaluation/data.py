@@ -16,7 +16,7 @@ from foveate.errors import InputError
 from foveate.evaluation import videos
 from foveate.evaluation.stored import Stored
 from foveate.pictures import load_image
-from foveate.reference.worlds import FIRST
+from foveate.reference.worlds import FIRST, SECOND
 
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = re.compile(r"[^\w\s%.:/-]|(?<!\d)[.:](?!\d)|[.:/-](?=\s|$)")
@@ -144,11 +144,36 @@ def from_clips(
     ]
 
 
-# What the package draws itself, by the name that commands take: (count, split) -> dialogues.
-DRAWN: dict[str, Callable[[int, str], list[Dialogue]]] = {
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Dialogues that the package draws itself.
+
+    Attributes:
+        make: what draws them.
+        world: whose pictures they are.
+    """
+
+    make: Callable[..., list[Dialogue]]
+    world: str = FIRST
+
+    def __call__(self, count: int, split: str) -> list[Dialogue]:
+        """So many of a split."""
+        return self.make(count, split, world=self.world)
+
+    def python(self, count: int, split: str) -> str:
+        """The same as code."""
+        world = "" if self.world == FIRST else f", world={self.world!r}"
+        return f"{self.make.__name__}({count}, {split!r}{world})"
+
+
+_MAKE: dict[str, Callable[..., list[Dialogue]]] = {
     "scenes": from_reference,
     "tiles": from_tiles,
     "clips": from_clips,
+}
+# By the name that commands take.
+DRAWN = {name: Drawn(make) for name, make in _MAKE.items()} | {
+    f"{SECOND}-{name}": Drawn(make, SECOND) for name, make in _MAKE.items()
 }
 
 

@@ -41,7 +41,8 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
     """The dialogues of a source.
 
     Args:
-        source: "scenes", "tiles", "clips", "file.jsonl", "LAYOUT:FOLDER" or "hf:NAME[:SPLIT]".
+        source: a name of `evaluation.data.DRAWN` ("scenes", "second-clips" ..), "file.jsonl",
+            "LAYOUT:FOLDER" or "hf:NAME[:SPLIT]".
         count: how many are drawn, in an order that depends on the seed alone; all if None. Of
             what is drawn the first ones of the train split.
         seed: of grouping questions into dialogues, and of the drawing.

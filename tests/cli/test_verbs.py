@@ -217,14 +217,26 @@ def test_compare_on_the_scenes(checkpoint: Folder, tmp_path: Path, capsys: Captu
     assert "The price" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_compare_on_larger_scenes(checkpoint: Folder, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("data", "python"),
+    [
+        ("tiles", "from_tiles(2, 'validation')"),
+        ("second-scenes", "from_reference(2, 'validation', world='second')"),
+    ],
+)
+def test_compare_on_other_scenes(
+    data: str, python: str, checkpoint: Folder, tmp_path: Path, capsys: Capture
+) -> None:
     arguments = ["compare", "-m", "pool", "-k", "6", "--count", "2", "--split", "validation"]
-    arguments += ["--data", "tiles", "--model", checkpoint("llava"), "--repeats", "2"]
+    arguments += ["--data", data, "--model", checkpoint("llava"), "--repeats", "2"]
     found = said(capsys, *arguments, "--max-new-tokens", "2", "--out", str(tmp_path))
-    assert found["data"] == "validation tiles"
-    assert "data = evaluation.from_tiles(2, 'validation')" in found["python"]
+    assert found["data"] == f"validation {data}"
+    (line,) = [each for each in found["python"] if each.startswith("data = ")]
+    assert line == f"data = evaluation.{python}"
+    (first,) = executed(["from foveate import evaluation", line])["data"][:1]
+    assert ("second" in first.name) == ("second" in data)
     kept = json.loads((tmp_path / "comparison.json").read_text())
-    assert kept["data"] == "validation tiles"
+    assert kept["data"] == f"validation {data}"
 
 
 def test_compare_on_all_seeds(
