@@ -22,6 +22,7 @@ LAYERS = (
     "ops",
     "fingerprint",
     "catalog",  # names only: it imports a method when it is asked for
+    "model_card",
     "saving",
     "learned",
     "predicting",

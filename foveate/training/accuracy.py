@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Table
 from typing import Any
 
-import foveate
+from foveate.attach import Run, attach
 from foveate.compressor import Compressor, Stage
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.evaluation.answering import Batch
@@ -73,9 +73,9 @@ class _Given(Setting):
         """The compressor and the budget."""
         return self.compressor, self.keep
 
-    def attach(self, model: Any, **options: Any) -> foveate.Run:
+    def attach(self, model: Any, **options: Any) -> Run:
         """`foveate.attach` with it."""
-        return foveate.attach(model, self.compressor, keep=self.keep, **options | self.attached)
+        return attach(model, self.compressor, keep=self.keep, **options | self.attached)
 
 
 def measure(

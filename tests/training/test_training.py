@@ -258,6 +258,7 @@ def test_accumulated_parts_of_a_batch_are_the_batch(teacher: Teacher, tmp_path: 
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Gradients have vanished")  # at its random start they have
 def test_every_step_draws_its_budget_by_its_number(teacher: Teacher, tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, keeps=(4, 30), steps=12, evaluate_every=12)
     told: list[Progress] = []
