@@ -208,7 +208,8 @@ def _adopt(source: Path, target: Path, recipe: Recipe) -> None:
 @torch.no_grad()
 def reads(trainer: SceneTrainer) -> dict[str, float]:
     """What can be read off the tower on validation scenes: shares of right patches and pictures."""
-    scenes = Scenes(Store(trainer.folder / "validation", READ, "validation"))
+    # The trainer has a store of fewer validation scenes of its own.
+    scenes = Scenes(Store(trainer.folder / "read", READ, "validation"))
     scenes.store.fill()
     found: dict[str, list[float]] = defaultdict(list)
     for start in range(0, READ, 16):
