@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,7 @@ from foveate import catalog
 from foveate.attach.prompt import placed
 from foveate.compressor import Compressor, Stage, VisualTokens
 from foveate.evaluation.cost import count_flops
+from foveate.evaluation.fingerprints import code
 from foveate.evaluation.reach import refusal
 from foveate.evaluation.settings import parse_method
 from foveate.evaluation.timing import Ratio, alternate, seconds
@@ -328,7 +330,8 @@ def main(
     if out is not None:
         setting = {"shape": shape, "device": where, "dtype": dtype, "batch": batch, "keep": keep,
                    "repeats": repeats, "words": words,
-                   "torch": torch.__version__, "threads": torch.get_num_threads()}  # fmt: skip
+                   "torch": torch.__version__, "transformers": transformers.__version__,
+                   "foveate": code(), "threads": torch.get_num_threads()}  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))
 
