@@ -233,8 +233,10 @@ def test_compare_on_other_scenes(
     assert found["data"] == f"validation {data}"
     (line,) = [each for each in found["python"] if each.startswith("data = ")]
     assert line == f"data = evaluation.{python}"
-    (first,) = executed(["from foveate import evaluation", line])["data"][:1]
-    assert ("second" in first.name) == ("second" in data)
+    told = {each.name for each in executed(["from foveate import evaluation", line])["data"]}
+    records = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert {each["dialogue"] for each in records if "dialogue" in each} == told
+    assert all(("second" in name) == ("second" in data) for name in told)
     kept = json.loads((tmp_path / "comparison.json").read_text())
     assert kept["data"] == f"validation {data}"
 
