@@ -145,6 +145,18 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     assert (folder / "paper.md").read_text() == text
 
 
+def test_a_page_of_one_model_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "scenes", dataclasses.replace(KINDS["scenes"], drawn=questions))
+    places = ["--store", str(tmp_path), "--out", str(tmp_path)]
+    result = run(folder, "--model", str(folder / "seed0"), "--dialogues", "2", *places)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "paper.md").read_text()
+    assert "- **One model** for large" not in text and "- **One model**: what is sure" in text
+    assert "| Scenes | 1 | " in text
+
+
 def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path) -> None:
     model = ["--model", str(folder / "seed0"), "--dialogues", "2"]
     result = run(folder, *model, "--store", str(tmp_path))
