@@ -7,7 +7,9 @@ r"""A paper's claims, asked again on the reference models: runs what a page need
 The claims are data, `docs/claims/NAME.toml`; the page beside it is made of stored answers. What
 claims are about that has to be trained for each model is data there, too, and trained before it is
 asked. Everything is stored as it comes: interrupted, the same command goes on. With `--only` a
-process runs some of the models and leaves the page to the last one. Prefill times are taken apart,
+process runs some of the models and leaves the page to the last one. What the page was made of is
+packed beside it, `docs/claims/NAME.tar.xz`, and taken from there by `--from-store` where the store
+has no such page. Prefill times are taken apart,
 on a quiet machine, and the page reads them from `--timing`; it says what to measure if they are
 not there:
 
@@ -28,6 +30,7 @@ from rich.progress import Progress
 from benchmarks.claims.kinds import SCENES, TILES
 from benchmarks.claims.page import write
 from benchmarks.claims.running import ask
+from benchmarks.packed import SUFFIX, pack, unpack
 from benchmarks.pages import ASKED, errors_told, last_run, note
 from foveate.cli.loading import Source
 from foveate.cli.seeds import named, seeds_in
@@ -91,7 +94,10 @@ def main(
     source = folder / f"{name}.toml"
     if not source.is_file():
         raise InputError(f"No claims {source}.\nExpected one of {_known(folder)}.")
+    packed = out / f"{name}{SUFFIX}"
     if from_store:
+        if packed.is_file() and not (store / name).exists():
+            unpack(packed, store / name)
         asked = last_run(store / name)
     else:
         bounds = Bounds(seeds, steps, learn)
@@ -134,6 +140,7 @@ def main(
         if only:
             return
         note(store / name / ASKED, asked)
+        pack(store / name, packed)
     typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
 
 

@@ -39,6 +39,9 @@ def command(
     batch: Annotated[int, typer.Option(help="Pairs of a step, over all GPUs.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
     schedule: Annotated[str, typer.Option(help="Of the rate: constant or cosine.")] = "constant",
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Take the net's products in bfloat16, which is faster.")
+    ] = False,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=value of the method; may be repeated."),
@@ -90,6 +93,7 @@ def command(
         batch=batch,
         rate=rate,
         schedule=schedule,
+        bf16=bf16,
         seed=seed,
         save_every=save_every,
         evaluate_every=evaluate_every,

@@ -17,7 +17,6 @@ _DECIDING = (
     *("*.py", "adapters/*.py", "attach/*.py", "methods/*.py"),
     *("evaluation/answering.py", "evaluation/told.py"),
     *("evaluation/oracle.py", "evaluation/relevance_map.py", "evaluation/optimum.py"),
-    "weights/*/*/compressor.*",  # shipped ones are found by a method's name alone
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -77,6 +76,17 @@ def code() -> str:
         for path in sorted(root.glob(pattern)):
             found.update(_statements(path) if path.suffix == ".py" else path.read_bytes())
     return f"{foveate.__version__} ({found.hexdigest()[:8]})"
+
+
+def shipped(name: str) -> str | None:
+    """Of the weights that ship with a method, for all models; None if there are none."""
+    files = sorted((Path(foveate.__file__).parent / "weights" / name).glob("*/compressor.*"))
+    if not files:
+        return None
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def _statements(path: Path) -> bytes:

@@ -14,6 +14,7 @@ import foveate
 from foveate import catalog
 from foveate.compressor import Compressor, check_keep, with_preset
 from foveate.errors import BudgetError, InputError, UnknownName
+from foveate.evaluation import fingerprints
 from foveate.evaluation.data import Dialogue
 from foveate.fingerprint import of_bits
 from foveate.mapping import Mapping
@@ -87,6 +88,11 @@ class Setting:
             made = self.make()
             net = getattr(made, "net", None)
             parts["saved"] = [repr(made), None if net is None else of_bits(net)]
+        else:
+            # Found by name alone: answers of other weights are others.
+            names = self.method.split(catalog.CHAINED)
+            if shipped := {name: found for name in names if (found := fingerprints.shipped(name))}:
+                parts["shipped"] = shipped
         return f"{self.method} {json.dumps(parts, sort_keys=True)}"
 
     @property

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer
+from transformers.utils import is_torch_bf16_gpu_available
 
 from foveate import catalog, ops, saving
 from foveate.compressor import resolve_keep
@@ -75,7 +76,7 @@ def label(found: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 def divergence(labels: Float[Tensor, "b n"], logits: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """KL(R* || R~) of Eq. 3, R~ the softmax of the logits; -inf where a row has no token."""
-    predicted = logits.log_softmax(-1)
+    predicted = logits.float().log_softmax(-1)
     terms = torch.xlogy(labels, labels) - labels * predicted
     return torch.where(labels > 0, terms, torch.zeros_like(terms)).sum(-1)
 
@@ -143,6 +144,8 @@ class Settings:
         batch: pairs of a step.
         rate: of Adam.
         schedule: of the rate: ``"constant"``, or ``"cosine"`` down to zero.
+        bf16: whether the net's products are taken in bfloat16; parameters, loss and what is
+            measured stay in float32.
         seed: of the first parameters and of the order.
         save_every: steps between checkpoints.
         evaluate_every: steps between measurements on validation pairs.
@@ -152,6 +155,7 @@ class Settings:
     batch: int = 128
     rate: float = 1e-3
     schedule: str = "constant"
+    bf16: bool = False
     seed: int = 0
     save_every: int = 500
     evaluate_every: int = 500
@@ -285,14 +289,20 @@ def train(
         tell: given a `Progress` whenever something was measured.
 
     Raises:
-        InputError: there is no pair of a kind that the method has a net for, or a batch cannot be
-            parted evenly among the processes.
+        InputError: there is no pair of a kind that the method has a net for, a batch cannot be
+            parted evenly among the processes, or the accelerator knows no bfloat16.
         MissingDependency: `accelerate`, or `tensorboard` if asked for, is not installed.
         SavedFileError: the folder holds another training.
     """
     need("accelerate", "Training")
     if tensorboard:
         need("tensorboard", "Logging for TensorBoard")
+    cpu = cpu or not torch.accelerator.is_available()
+    if settings.bf16 and not cpu and not is_torch_bf16_gpu_available():
+        raise InputError(
+            "bf16 needs an accelerator that knows bfloat16, and this one does not.\n"
+            "Leave it out, or train on the CPU."
+        )
     for kind in method.kinds:
         if not any(KINDS[each.is_video] == kind for each in pairs):
             raise InputError(
@@ -311,6 +321,7 @@ def train(
         validated=bool(measured),
         tensorboard=tensorboard,
         cpu=cpu,
+        bf16=settings.bf16,
         # A batch may be of one kind, and the other kind's net is then not run.
         ddp_find_unused_parameters=len(method.kinds) > 1,
     )

@@ -135,6 +135,16 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     assert (folder / "paper.md").read_text() == text
     assert run(folder, *asked).exit_code == 0
     assert (folder / "paper.md").read_text() == text
+    # Packed beside the page is all that it is made of, and no more.
+    packed = (folder / "paper.tar.xz").read_bytes()
+    (folder / "paper.md").unlink()
+    elsewhere = "--store", str(folder / "elsewhere")
+    assert run(folder, "--from-store", *elsewhere).exit_code == 0
+    assert (folder / "paper.md").read_text() == text
+    kept = {each.name for each in (folder / "elsewhere").rglob("*") if each.is_file()}
+    assert {"answers.jsonl", "run.json", "asked.json"} <= kept
+    assert run(folder, *asked, *elsewhere).exit_code == 0
+    assert (folder / "paper.tar.xz").read_bytes() == packed
 
     def others(count: int, split: str = "test") -> list[Dialogue]:
         return [dataclasses.replace(one, turns=one.turns[::-1]) for one in questions(count, split)]
@@ -164,8 +174,13 @@ def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
-    result = run(folder, "--from-store", "--store", str(tmp_path))
+    empty = ["--from-store", "--store", str(tmp_path), "--out", str(tmp_path)]
+    result = run(folder, *empty)
     assert result.exit_code == 2 and "holds no finished run" in result.output
+    for torn in (b"", b"\xfd7zXZ\x00 and so on", b"no archive"):
+        (tmp_path / "paper.tar.xz").write_bytes(torn)
+        result = run(folder, *empty)
+        assert result.exit_code == 2 and "holds no stored runs" in result.output
     result = CliRunner().invoke(command.app, ["nothing", "--claims", str(folder)])
     assert result.exit_code == 2 and "paper" in result.output
     result = run(folder, "--all-seeds", str(folder), "--model", "reference")

@@ -463,18 +463,21 @@ def test_an_edit_of_the_code_makes_answers_stale(
     assert fingerprints.code() != before
 
 
-def test_other_shipped_weights_make_answers_stale(
+def test_other_shipped_weights_are_other_answers_of_what_finds_them_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(Path(foveate.__file__).parent, tmp_path / "foveate")
     monkeypatch.setattr(foveate, "__file__", str(tmp_path / "foveate" / "__init__.py"))
-    before = fingerprints.code()
+    seek, chained = Setting("seek", 0.5), Setting("seek/fastv", 0.5)
+    others = [Setting("metacompress", 0.5), Setting("fastv", 0.5), Setting("relevance-map", 0.5)]
+    before, same = [seek.key, chained.key], [each.key for each in others]
     for file in ("compressor.safetensors", "compressor.json"):
-        found = sorted((tmp_path / "foveate" / "weights").rglob(file))
+        found = sorted((tmp_path / "foveate" / "weights" / "seek").rglob(file))
         assert found
         found[0].write_bytes(found[0].read_bytes() + b" ")
-        after = fingerprints.code()
-        assert after != before
+        after = [seek.key, chained.key]
+        assert not set(after) & set(before)
+        assert [each.key for each in others] == same
         before = after
 
 

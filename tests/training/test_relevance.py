@@ -292,6 +292,42 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
         train(method, model, pairs, tmp_path / "b", other, **here)
 
 
+def test_products_in_bfloat16_learn_the_same_in_float32_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llava"].build()
+    method, pairs = Relevance(**SMALL), easy(48)  # type: ignore[arg-type]
+    settings = Settings(epochs=40, batch=16, rate=1e-2)
+    products: set[torch.dtype] = set()
+    logits = Relevance.logits
+
+    def seen(self: Relevance, *given: Any) -> Any:
+        found = logits(self, *given)
+        if torch.is_grad_enabled():
+            products.add(found.dtype)
+        return found
+
+    monkeypatch.setattr(Relevance, "logits", seen)
+    nets = []
+    for bf16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        products.clear()
+        found = train(
+            method, model, pairs, tmp_path / str(bf16), dataclasses.replace(settings, bf16=bf16),
+            validation=easy(60)[48:], tensorboard=False,
+        )  # fmt: skip
+        assert products == {dtype}
+        assert found.values["overlap at 25 %"] > 0.8
+        assert found.method.net is not None
+        nets.append([*found.method.net.parameters()])
+        assert {each.dtype for each in nets[-1]} == {torch.float32}
+    assert not all(torch.equal(a, b) for a, b in zip(*nets, strict=True))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(training, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(InputError, match="knows bfloat16"):
+        train(method, model, pairs, tmp_path / "c", dataclasses.replace(settings, bf16=True))
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize(
     "method", [Relevance(channels=(16, 16), kinds=("image",)), Seek(kinds=("image",), spread=False)]
 )
