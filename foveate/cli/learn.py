@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,12 +237,12 @@ def optimal(
     """The best P for each picture and its dialogue by gradient descent, and where it looks.
 
     What a compressor could reach at this budget; and whether the tokens that matter are those that
-    get attention. Interrupted, the same command goes on with the next dialogues.
+    get attention. Interrupted, the same command goes on with the next dialogues. Several GPUs:
+    `torchrun --nproc-per-node 4 -m foveate train optimal ...`
     """
     import json
 
     from foveate.cli.loading import Source
-    from foveate.errors import InputError
     from foveate.evaluation import fingerprints
     from foveate.evaluation.data import fingerprint
     from foveate.evaluation.settings import parse_keep
@@ -255,11 +256,6 @@ def optimal(
 
     budget = parse_keep(keep)
     process = here(cpu)
-    if process.count > 1:
-        raise InputError(
-            f"foveate train optimal runs in one process; here are {process.count}.\n"
-            "Start it without torchrun, for a part of the data on each GPU."
-        )
     folder = folder_for(out, "optimal", f"{Path(model).name}-{keep.rstrip('%')}")
     dialogues = examples.examples(data, count, seed)
     source = Source(model, revision, dtype, device_map, attn)
@@ -288,24 +284,39 @@ def optimal(
         **asked,
         **{name: kept[name] for name in ("answers", "max_new_tokens")},
     }
-    store = Store(folder / "optimal.jsonl", json.loads(json.dumps(facts)), anew="delete this file")
+    store = None
+    if process.first:
+        known = json.loads(json.dumps(facts))
+        store = Store(folder / "optimal.jsonl", known, anew="delete this file")
     # A dialogue of the same name may have changed since, or be another data set's.
     keys = {each.name: f"{keep} {fingerprint([each])}" for each in dialogues}
     with shown(len(dialogues)) as (sized, answered, tell):
-        teacher.fill(dialogues, tell=sized, done=answered)
-        missing = [d for d in dialogues if (keys[d.name], d.name) not in store]
-        for start in range(0, len(missing), batch):
-            part = missing[start : start + batch]
+        teacher.fill(
+            process.share(dialogues),
+            whole=dialogues,
+            processes=process.count,
+            tell=sized,
+            done=answered,
+        )
+        there = process.gathered(set(store.records) if store is not None else set())[0]
+        missing = [d for d in dialogues if (keys[d.name], d.name) not in there]
+        together = batch * process.count
+        for start in range(0, len(missing), together):
+            part = process.share(missing[start : start + together])
             done = len(dialogues) - len(missing) + start
 
-            def step(at: int, loss: float, done: int = done, size: int = len(part)) -> None:
+            def step(at: int, loss: float, done: int = done, start: int = start) -> None:
                 from foveate.training.trainer import Progress
 
                 if at % 10 == 0:
+                    steps_done = done * steps + at * len(missing[start : start + together])
                     values = {"divergence": loss}
-                    tell(Progress(done * steps + at * size, len(dialogues) * steps, 0.0, values))
+                    tell(Progress(steps_done, len(dialogues) * steps, 0.0, values))
 
-            for found in best.optimise(teacher, part, budget, **asked, tell=step):
+            own = best.optimise(teacher, part, budget, **asked, tell=step) if part else []
+            for found in itertools.chain.from_iterable(process.gathered(own)):
+                if store is None:
+                    continue
                 files = best.save([found], folder / "mappings")
                 store.add(
                     keys[found.name],
@@ -315,6 +326,8 @@ def optimal(
                     entropy=found.entropy,
                     files=[str(file.relative_to(folder)) for file in files],
                 )
+        if store is None:
+            return
         store.close()
         records = [store[keys[d.name], d.name] for d in dialogues]
         again = [

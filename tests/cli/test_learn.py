@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +17,6 @@ import foveate
 from foveate import reference
 from foveate.cli import main
 from foveate.mapping import Mapping
-from foveate.training import processes
 from foveate.training.processes import Process
 from tests.training import needs_features
 
@@ -128,8 +131,8 @@ def test_mappings_of_other_data_under_the_same_names_are_made_anew(
     assert "delete this file" in capsys.readouterr().err
 
 
-def test_the_best_mappings_are_made_in_one_process(
-    tmp_path: Path, cache: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_the_best_mappings_are_made_where_the_process_computes(
+    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["train", "optimal", "--count", "1", "--steps", "1", "--keep", "6", "--cpu"]
     command += ["--out", str(tmp_path), "--cache", cache]
@@ -137,6 +140,38 @@ def test_the_best_mappings_are_made_in_one_process(
     monkeypatch.setattr(Process, "hold", lambda self, model: held.append(self.device))
     assert main(command) == 0
     assert held == [torch.device("cpu")]
-    monkeypatch.setattr(processes, "here", lambda cpu: Process(1, 2, torch.device("cpu")))
-    assert main(command) == 1
-    assert "runs in one process; here are 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_find_the_mappings_of_one(tmp_path: Path) -> None:
+    """Five dialogues in twos: a round of four, and one in which the second process has nothing."""
+
+    def found(name: str, *launch: str) -> dict[str, Any]:
+        small = "--count 5 --steps 3 --batch 2 --keep 6 --rate 20 --cpu --json"
+        asked = f"-m foveate train optimal --out {tmp_path / name} {small}"
+        done = subprocess.run(
+            [sys.executable, *launch, *asked.split()],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        out: dict[str, Any] = json.loads(done.stdout)  # printed once
+        return out
+
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    one, two = found("one"), found("two", *launch)
+    assert [each["dialogue"] for each in two["dialogues"]] == [f"train-{i}" for i in range(5)]
+    for a, b in zip(one["dialogues"], two["dialogues"], strict=True):
+        for name in ("before", "after", "entropy"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4)
+        for file in a["files"]:
+            whole, shared = (Mapping.load(tmp_path / run / file) for run in ("one", "two"))
+            torch.testing.assert_close(shared.to_matrix(), whole.to_matrix(), rtol=1e-3, atol=1e-5)
+    again = found("two", *launch)  # nothing is left to do
+    assert again == two
