@@ -71,12 +71,14 @@ def _metacompress(lesson: Lesson) -> None:
     if kind not in _STARTS:
         raise UnknownName("start", kind, _STARTS)
     begin: Any = _STARTS[kind]
+    recipe = dict(variant.recipe)
+    answers = recipe.pop("answers", "generated")
     train(
         lesson.wanted.make(),  # type: ignore[arg-type]  # a variant's method is a learned one
-        Teacher(lesson.model, lesson.processor, lesson.cache / "teacher"),
+        Teacher(lesson.model, lesson.processor, lesson.cache / "teacher", answers=answers),
         lesson.learn,
         lesson.out,
-        Recipe(**{"evaluate_every": 10**9, **dict(variant.recipe), "seed": seed}),
+        Recipe(**{"evaluate_every": 10**9, **recipe, "seed": seed}),
         validation=lesson.held,
         start=begin(seed) if kind == "random" else begin(**start),
         facts=lesson.facts,
