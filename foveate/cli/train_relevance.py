@@ -31,7 +31,10 @@ class Named(TyperCommand):
 def command(
     context: typer.Context,
     model: options.Model = "reference",
-    data: options.Data = "scenes",
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="As of train metacompress; repeated, all of them. [scenes]"),
+    ] = None,
     count: options.Count = None,
     validation: options.Validation = 0.1,
     out: options.RunFolder = None,
@@ -98,15 +101,16 @@ def command(
         save_every=save_every,
         evaluate_every=evaluate_every,
     )
-    dialogues = examples(data, count, seed)
+    sources = data or ["scenes"]
+    dialogues = [each for source in sources for each in examples(source, count, seed)]
     kinds = tuple(k for k in KINDS if any(KINDS[each.is_video] == k for each in dialogues))
     fields = dict(parse_method(f"{method}:{','.join(change or [])}").fields)
     chosen = catalog.make(method, **{"kinds": kinds, **fields})
     assert isinstance(chosen, RelevancePredictor)
     learned, held = split(dialogues, validation, seed)
     folder = folder_for(out, "train", f"{method}-seed{seed}")
-    source = Source(model, revision, dtype, device_map, attn)
-    loaded, processor = source.load()
+    origin = Source(model, revision, dtype, device_map, attn)
+    loaded, processor = origin.load()
     asked: dict[str, Any] = {"rule": rule, "limit": limit, "max_new_tokens": max_new_tokens}
     process = here(cpu)
     settings.recipe(batch, process.count).parts(process.count)  # told before the model runs
@@ -120,7 +124,7 @@ def command(
         tally = pairs.tally([*learned, *held])
         told(tally)
         facts: dict[str, Any] = {
-            "source": data,
+            "source": ", ".join(sources),
             "dialogues": len(learned),
             "rule": f"{rule}",
         }
@@ -146,14 +150,15 @@ def command(
     if trained.values:
         shown.append(learn.measured(trained.values))
     python = [
-        *source.python,
+        *origin.python,
         f"from {type(chosen).__module__} import {type(chosen).__name__}",
         "from foveate.relevance import Rule",
         "from foveate.training import data",
         "from foveate.training.pairs import Pairs",
         *(["from foveate.training.processes import here"] if wanted else []),
         "from foveate.training.relevance import Settings, train",
-        "found = " + call("data.examples", repr(data), count=count, seed=seed),
+        "found = "
+        + " + ".join(call("data.examples", repr(each), count=count, seed=seed) for each in sources),
         f"learn, held = data.split(found, {validation}, seed={seed})",
         f"method = {chosen!r}",
         "pairs = " + call("Pairs", "model", "processor", repr(str(where)), "method", **asked),

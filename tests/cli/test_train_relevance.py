@@ -59,10 +59,12 @@ def test_it_trains_a_compressor_for_a_checkpoint(
         answer = record["answers"][0] or "?"
         turn = {"question": "what colour ?", "answer": answer}
         lines.append(json.dumps({"image": name, "turns": [turn]}))
-    data = tmp_path / "mine.jsonl"
-    data.write_text("\n".join(lines) + "\n")
-    assert len(from_jsonl(data)) == 4
-    command = ["train", method, "--model", str(folder), "--data", str(data), "--cpu"]
+    data, more = tmp_path / "mine.jsonl", tmp_path / "more.jsonl"
+    data.write_text("\n".join(lines[:3]) + "\n")
+    more.write_text("\n".join(lines[3:]) + "\n")
+    assert [len(from_jsonl(file)) for file in (data, more)] == [3, 1]
+    command = ["train", method, "--model", str(folder), "--data", str(data), "--data", str(more)]
+    command += ["--cpu"]
     command += ["--out", str(tmp_path / "run"), "--epochs", "2", "--batch", "2", "--json"]
     command += ["--max-new-tokens", "3", "--validation", "0.25"]
     command += ["--pairs", "2", "--cache", str(tmp_path / "cache")]
