@@ -15,6 +15,7 @@ from benchmarks.claims.prefill import prefill
 from benchmarks.claims.running import DPI, MAPPINGS, RELEVANCES
 from benchmarks.claims.stored import Asked, answered, attention_evidence, looked, stored
 from benchmarks.claims.tables import DEEP, curves, scores, trainings
+from benchmarks.packed import SUFFIX
 from foveate.errors import InputError
 from foveate.evaluation import claims, fingerprints, verdicts
 from foveate.evaluation.claims import ATTENTION, KEPT, Claim, Page
@@ -93,6 +94,7 @@ def write(
         page.text.strip() + "\n",
         "## How this page was made\n",
         *dict.fromkeys(_made(page, models, found, asked, len(judged))),
+        *_packed(out / f"{name}{SUFFIX}"),
         "",
         _counts(by_part, {part.title: _models_of(part.data, models) for part in page.parts}),
     ]
@@ -193,6 +195,17 @@ def _made(
             "it may differ by more than the intervals say."
         )
     return lines
+
+
+def _packed(file: Path) -> list[str]:
+    """Where the answers are, if they lie beside the page."""
+    if not file.is_file():
+        return []
+    command = f"python -m benchmarks.claims {file.name.removesuffix(SUFFIX)} --from-store"
+    return [
+        f"- What this page was made of lies beside it in the repository, in `{file.name}`; "
+        f"`{command}` makes it again without a run."
+    ]
 
 
 def _models_of(data: str, models: Table[str, Sequence[Asked]]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,19 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     result = run(folder, "--from-store")
     assert result.exit_code == 2 and "to other dialogues" in result.output
     assert (folder / "paper.md").read_text() == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", sorted(command.CLAIMS.glob("*.tar.xz")), ids=lambda f: f.name)
+def test_what_is_packed_makes_the_page_beside_it(packed: Path, tmp_path: Path) -> None:
+    name = packed.name.removesuffix(".tar.xz")
+    shutil.copy(packed, tmp_path)
+    places = ["--out", str(tmp_path), "--store", str(tmp_path / "store")]
+    result = CliRunner().invoke(command.app, [name, "--from-store", *places])
+    assert result.exit_code == 0, result.output
+    made, there = (folder / f"{name}.md" for folder in (tmp_path, command.CLAIMS))
+    # Code that has gone on since the run is said to have.
+    assert made.read_text().replace(" (not the present one)", "") == there.read_text()
 
 
 def test_a_page_of_one_model_says_so(

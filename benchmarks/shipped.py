@@ -1,0 +1,77 @@
+r"""Trains compressors that ship with the reference models, and puts them where names find them.
+
+    python -m benchmarks.shipped RUNS                                  # all of them
+    python -m benchmarks.shipped RUNS --only reference/metacompress    # one
+
+Each is one `foveate train` command, printed before it runs; interrupted, it goes on. What a name
+finds is a copy of what the command leaves, card included.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.pages import errors_told
+from foveate import cli, learned, saving
+from foveate.errors import UnknownName
+from foveate.training.learning import FOLDER
+
+# model/method -> what its command is given beside both.
+COMMANDS = {
+    "reference/metacompress": "--data scenes --count 1200 --steps 250 --set pool=2d --start pca "
+    "--sharpness 30 --whiten --optimiser adamw --rate 2e-4 --schedule cosine --keep 10% --keep 5%",
+    "reference/relevance": "--data scenes --count 500 --bf16",
+}
+
+
+def ship(folder: Path) -> Path:
+    """Copy a saved compressor to where its name finds it, in place of the one that is there.
+
+    Args:
+        folder: as `foveate train` leaves it.
+    """
+    record = json.loads((folder / saving.FILE).read_text())
+    target = learned.SHIPPED / record["method"] / record["model"]["weights"]
+    partial = target.with_name(f"partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@errors_told()
+def main(
+    runs: Annotated[Path, typer.Argument(help="Folder of the trainings.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="model/method; may be repeated. All if not said.")
+    ] = None,
+) -> None:
+    """Train, and put in place."""
+    for name in only or ():
+        if name not in COMMANDS:
+            raise UnknownName("shipped compressor", name, COMMANDS)
+    for name, given in COMMANDS.items():
+        if only and name not in only:
+            continue
+        model, method = name.split("/")
+        out = runs / model / method
+        command = ["train", method, "--model", model, "--out", str(out), *shlex.split(given)]
+        typer.echo(f"foveate {shlex.join(command)}")
+        if cli.main(command):
+            raise typer.Exit(1)
+        typer.echo(f"shipped: {ship(out / FOLDER)}")
+
+
+if __name__ == "__main__":
+    app()
