@@ -40,8 +40,11 @@ SURE = 0.05
 # Methods that are not asked, and why.
 LEFT_OUT = {
     ("trim",): "which needs CLIP's text tower beside the model's own",
-    ("metacompress", "seek"): "trained for one model each time, and shipped for `reference` alone",
-    ("relevance",): "trained in the same way, and shipped for none",
+    (
+        "metacompress",
+        "relevance",
+        "seek",
+    ): "trained for one model each time, and shipped for `reference` alone",
 }
 
 Array = np.ndarray
