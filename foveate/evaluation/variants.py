@@ -32,7 +32,8 @@ class Variant:
         says: what it is, for a reader.
         method: the learned method with its fields, as `parse_method` reads it.
         start: its first parameters, as its training takes them.
-        recipe: what differs from its training's own defaults.
+        recipe: what differs from its training's own defaults, those of what it is told included:
+            the labels of relevance, and whose `answers` MetaCompress learns from.
         data: the kind of dialogues that it learns from; empty: those that its model was trained on.
         dialogues: how many.
         seeds: how often it is trained, with the seeds 0, 1 .. of start and order.

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.claims import __main__ as command
 from benchmarks.claims import optima, variants
 from benchmarks.claims.kinds import KINDS
+from foveate import reference
 from foveate.errors import BudgetError, InputError, SavedFileError, UnknownName
 from foveate.evaluation import Dialogue, from_reference
 from foveate.evaluation.answering import Batch
@@ -292,6 +293,26 @@ def test_a_training_is_one_function_of_a_lesson() -> None:
     assert {"metacompress", "relevance"} <= set(variants.TRAININGS)
     assert learning.FOLDER == "compressor"
     assert Variant("a", "b", 'relevance:kinds=["image"]').setting.method == "relevance"
+
+
+@pytest.mark.parametrize("answers", ["generated", "given"])
+def test_whose_answers_are_learned_from_is_part_of_a_recipe(
+    answers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the teacher's, no number of the training, and "generated" where nothing is said."""
+    told: list[Any] = []
+    monkeypatch.setattr(variants, "train", lambda *given, **more: told.append(given))
+    said = {} if answers == "generated" else {"answers": answers}
+    recipe = tuple({"steps": 3, **said}.items())
+    variant = Variant("a", "b", "metacompress:dim=4", recipe=recipe)
+    (wanted,) = variant.settings(0.1)
+    model, processor = reference.load()
+    lesson = variants.Lesson(
+        wanted, model, processor, [], [], tmp_path, tmp_path, lambda progress: None
+    )
+    variants.TRAININGS["metacompress"](lesson)
+    ((_, teacher, _, _, found),) = told
+    assert teacher.answers == answers and found.steps == 3
 
 
 @pytest.mark.parametrize("path", sorted(command.CLAIMS.glob("*.toml")), ids=lambda path: path.stem)
