@@ -2,6 +2,7 @@ r"""Trains compressors that ship with the reference models, and puts them where 
 
     python -m benchmarks.shipped RUNS                                  # all of them
     python -m benchmarks.shipped RUNS --only reference/metacompress    # one
+    python -m benchmarks.shipped RUNS --measure reference/seek         # its card anew
 
 Each is one `foveate train` command, printed before it runs; interrupted, it goes on. What a name
 finds is a copy of what the command leaves, card included.
@@ -9,6 +10,7 @@ finds is a copy of what the command leaves, card included.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -17,10 +19,16 @@ from typing import Annotated
 
 import typer
 
+import foveate
 from benchmarks.pages import errors_told
-from foveate import cli, learned, saving
+from foveate import cli, learned, reference, saving
 from foveate.errors import UnknownName
+from foveate.evaluation import from_reference
+from foveate.fingerprint import of_weights
+from foveate.training import accuracy
 from foveate.training.learning import FOLDER
+from foveate.training.processes import Process
+from foveate.training.relevance import SHARES
 
 # model/method -> what its command is given beside both.
 COMMANDS = {
@@ -46,6 +54,25 @@ def ship(folder: Path) -> Path:
     return target
 
 
+def measure(name: str) -> Path:
+    """Ask what ships about scenes that nothing is trained on, and say on its card what is right.
+
+    Args:
+        name: model/method.
+    """
+    model, method = name.split("/")
+    loaded, processor = reference.load(model)
+    folder = learned.SHIPPED / method / of_weights(loaded)
+    compressor = foveate.load(folder, model=loaded)
+    held = from_reference(accuracy.MOST, "validation")
+    alone = Process(0, 1, loaded.device)
+    found = accuracy.measure(compressor, loaded, processor, held, SHARES, alone)
+    assert found is not None  # these have answers
+    known = json.loads((folder / saving.FILE).read_text())["training"]
+    known["accuracy"] = dataclasses.asdict(found)
+    return foveate.save(compressor, folder, model=loaded, training=known)
+
+
 app = typer.Typer(add_completion=False)
 
 
@@ -56,8 +83,15 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help="model/method; may be repeated. All if not said.")
     ] = None,
+    again: Annotated[
+        str | None,
+        typer.Option("--measure", help="model/method that ships: its card anew, nothing trained."),
+    ] = None,
 ) -> None:
     """Train, and put in place."""
+    if again is not None:
+        typer.echo(f"measured: {measure(again)}")
+        return
     for name in only or ():
         if name not in COMMANDS:
             raise UnknownName("shipped compressor", name, COMMANDS)

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import foveate
 from benchmarks import shipped
 from foveate import learned, reference
+from foveate.fingerprint import of_weights
+from foveate.training import accuracy
 from tests.training import needs_features
 
 NAME = "reference/metacompress"
@@ -33,6 +35,14 @@ def test_a_command_s_compressor_is_found_by_its_name(
     with foveate.attach(model, "metacompress", keep=6) as run:
         found = run.method
     assert getattr(found, "dim") == 4  # noqa: B009  (of a learned one)
+    monkeypatch.setattr(accuracy, "MOST", 3)
+    card, weights = place / "README.md", place / "compressor.safetensors"
+    before = weights.read_bytes()
+    assert "in 3 dialogues" not in card.read_text()
+    result = CliRunner().invoke(shipped.app, [str(tmp_path), "--measure", NAME])
+    assert result.exit_code == 0, result.output
+    assert "in 3 dialogues" in card.read_text() and "steps: 1" in card.read_text()
+    assert weights.read_bytes() == before
 
 
 def test_an_unknown_one_is_refused(tmp_path: Path) -> None:
@@ -40,17 +50,17 @@ def test_an_unknown_one_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "reference/relevance" in result.output
 
 
-@pytest.mark.parametrize("name", list(shipped.COMMANDS))
-def test_what_ships_was_trained_by_its_command(name: str) -> None:
-    """Its card says settings and accuracy; what it is for is a model that ships."""
-    model, method = name.split("/")
-    loaded, _ = reference.load(model)
-    found = foveate.load(learned.SHIPPED / method / foveate.fingerprint.of_weights(loaded))
+@pytest.mark.parametrize(
+    "folder", sorted(learned.SHIPPED.glob("*/*")), ids=lambda folder: folder.parent.name
+)
+def test_what_ships_says_what_it_leaves_right(folder: Path) -> None:
+    """And what it is for is a model that ships."""
+    record = json.loads((folder / "compressor.json").read_text())
+    loaded, _ = reference.load(record["model"]["name"])
+    assert folder.name == of_weights(loaded)
+    found = foveate.load(folder, model=loaded)
     assert isinstance(found, learned.LearnedCompressor) and found.net is not None
     assert all(torch.isfinite(each).all() for each in found.net.parameters())
-    record = json.loads(
-        (learned.SHIPPED / method / str(found.trained_on) / "compressor.json").read_text()
-    )
-    assert record["model"]["name"] == model
     rows = record["training"]["accuracy"]["rows"]
     assert rows[0]["keep"] is None and len(rows) > 2
+    assert "## Accuracy" in (folder / "README.md").read_text()
