@@ -1,36 +1,35 @@
 """Stored runs as one file beside the page that is made of them, and back again.
 
-What a page reads is kept: answers, what was noted, and pictures. What can be made again from those
-commands that the page prints, compressors and caches, is left out.
+What a page reads is kept: answers, what was noted, and pictures, of the models that it is about.
 """
 
 from __future__ import annotations
 
 import lzma
+import shutil
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from foveate.errors import InputError
 
 SUFFIX = ".tar.xz"
 _KEPT = (".json", ".jsonl", ".png")
-_LEFT_OUT = ("trained", "cache")
 
 
-def pack(store: Path, file: Path) -> Path:
-    """Everything in a folder of stored runs that pages are made of, as one file.
+def pack(store: Path, parts: Iterable[str], file: Path) -> Path:
+    """What a page is made of, as one file.
 
     The same runs give the same bytes, whenever and wherever they were made.
 
     Args:
-        store: the folder.
+        store: folder of stored runs.
+        parts: files and folders in it; those that are not there are left out.
         file: what is written, whole or not at all.
     """
-    found = sorted(
-        each
-        for each in store.rglob("*")
-        if each.suffix in _KEPT and not set(_LEFT_OUT) & set(each.relative_to(store).parts)
-    )
+    places = [store / part for part in parts]
+    inside = [each for place in places for each in (place, *place.rglob("*"))]
+    found = sorted(each for each in inside if each.is_file() and each.suffix in _KEPT)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     with tarfile.open(partial, "w:xz", preset=9 | lzma.PRESET_EXTREME) as packed:
@@ -49,8 +48,12 @@ def unpack(file: Path, store: Path) -> None:
     Raises:
         InputError: the file is none of `pack`.
     """
+    partial = store.with_name(f"partial-{store.name}")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         with tarfile.open(file, "r:xz") as packed:
-            packed.extractall(store, filter="data")
+            packed.extractall(partial, filter="data")
+        partial.rename(store)
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"{file} holds no stored runs: {error}.\nRun the page anew.") from None

@@ -60,7 +60,7 @@ def measure(name: str) -> Path:
     Args:
         name: model/method.
     """
-    model, method = name.split("/")
+    model, _, method = name.partition("/")
     loaded, processor = reference.load(model)
     folder = learned.SHIPPED / method / of_weights(loaded)
     compressor = foveate.load(folder, model=loaded)

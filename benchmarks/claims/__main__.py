@@ -9,9 +9,8 @@ claims are about that has to be trained for each model is data there, too, and t
 asked. Everything is stored as it comes: interrupted, the same command goes on. With `--only` a
 process runs some of the models and leaves the page to the last one. What the page was made of is
 packed beside it, `docs/claims/NAME.tar.xz`, and taken from there by `--from-store` where the store
-has no such page. Prefill times are taken apart,
-on a quiet machine, and the page reads them from `--timing`; it says what to measure if they are
-not there:
+has no such page. Prefill times are taken apart, on a quiet machine, and the page reads them from
+`--timing`; it says what to measure if they are not there:
 
     python -m benchmarks.overhead --shape deep --words 16 -m visionzip -m sparsevlm -m fastv \
         -m polymorphic -m metacompress -m uniform -m random -m prumerge \
@@ -27,7 +26,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from benchmarks.claims.kinds import SCENES, TILES
+from benchmarks.claims.kinds import KINDS, SCENES, TILES, kinds_of
 from benchmarks.claims.page import write
 from benchmarks.claims.running import ask
 from benchmarks.packed import SUFFIX, pack, unpack
@@ -140,7 +139,8 @@ def main(
         if only:
             return
         note(store / name / ASKED, asked)
-        pack(store / name, packed)
+        parts = [f"{kind}/{each}" for kind in kinds_of(page) for each in places[KINDS[kind].family]]
+        pack(store / name, [ASKED, *parts], packed)
     typer.echo(write(source, store / name, asked, timing, out, resamples=resamples))
 
 

@@ -302,16 +302,16 @@ def optimal(
         missing = [d for d in dialogues if (keys[d.name], d.name) not in there]
         together = batch * process.count
         for start in range(0, len(missing), together):
-            part = process.share(missing[start : start + together])
+            everyone = missing[start : start + together]
+            part = process.share(everyone)
             done = len(dialogues) - len(missing) + start
 
-            def step(at: int, loss: float, done: int = done, start: int = start) -> None:
+            def step(at: int, loss: float, done: int = done, size: int = len(everyone)) -> None:
                 from foveate.training.trainer import Progress
 
                 if at % 10 == 0:
-                    steps_done = done * steps + at * len(missing[start : start + together])
                     values = {"divergence": loss}
-                    tell(Progress(steps_done, len(dialogues) * steps, 0.0, values))
+                    tell(Progress(done * steps + at * size, len(dialogues) * steps, 0.0, values))
 
             own = best.optimise(teacher, part, budget, **asked, tell=step) if part else []
             for found in itertools.chain.from_iterable(process.gathered(own)):

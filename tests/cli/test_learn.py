@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from foveate import reference
 from foveate.cli import main
 from foveate.mapping import Mapping
 from foveate.training.processes import Process
-from tests.training import needs_features
+from tests.training import launched, needs_features
 
 pytestmark = needs_features
 
@@ -147,25 +144,15 @@ def test_the_best_mappings_are_made_where_the_process_computes(
 def test_two_processes_find_the_mappings_of_one(tmp_path: Path) -> None:
     """Five dialogues in twos: a round of four, and one in which the second process has nothing."""
 
-    def found(name: str, *launch: str) -> dict[str, Any]:
+    def found(name: str, processes: int = 1) -> dict[str, Any]:
         small = "--count 5 --steps 3 --batch 2 --keep 6 --rate 20 --cpu --json"
-        asked = f"-m foveate train optimal --out {tmp_path / name} {small}"
-        done = subprocess.run(
-            [sys.executable, *launch, *asked.split()],
-            env={
-                **os.environ,
-                "PYTHONPATH": str(Path(__file__).parents[2]),
-                "OMP_NUM_THREADS": "1",
-            },
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = launched(f"train optimal --out {tmp_path / name} {small}", processes)
         out: dict[str, Any] = json.loads(done.stdout)  # printed once
         return out
 
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    one, two = found("one"), found("two", *launch)
+    one, two = found("one"), found("two", processes=2)
+    lines = (tmp_path / "two" / "optimal.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 5  # of each dialogue once: they are shared out
     assert [each["dialogue"] for each in two["dialogues"]] == [f"train-{i}" for i in range(5)]
     for a, b in zip(one["dialogues"], two["dialogues"], strict=True):
         for name in ("before", "after", "entropy"):
@@ -173,5 +160,5 @@ def test_two_processes_find_the_mappings_of_one(tmp_path: Path) -> None:
         for file in a["files"]:
             whole, shared = (Mapping.load(tmp_path / run / file) for run in ("one", "two"))
             torch.testing.assert_close(shared.to_matrix(), whole.to_matrix(), rtol=1e-3, atol=1e-5)
-    again = found("two", *launch)  # nothing is left to do
+    again = found("two", processes=2)  # nothing is left to do
     assert again == two

@@ -138,6 +138,10 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     assert (folder / "paper.md").read_text() == text
     # Packed beside the page is all that it is made of, and no more.
     packed = (folder / "paper.tar.xz").read_bytes()
+    (folder / "store" / "paper" / "scenes" / "another").mkdir()  # that this page is not about
+    (folder / "store" / "paper" / "scenes" / "another" / "run.json").write_text("{}")
+    assert run(folder, *asked).exit_code == 0
+    assert (folder / "paper.tar.xz").read_bytes() == packed
     (folder / "paper.md").unlink()
     elsewhere = "--store", str(folder / "elsewhere")
     assert run(folder, "--from-store", *elsewhere).exit_code == 0
@@ -191,10 +195,12 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     empty = ["--from-store", "--store", str(tmp_path), "--out", str(tmp_path)]
     result = run(folder, *empty)
     assert result.exit_code == 2 and "holds no finished run" in result.output
-    for torn in (b"", b"\xfd7zXZ\x00 and so on", b"no archive"):
+    whole = (folder / "paper.tar.xz").read_bytes()
+    for torn in (b"", b"\xfd7zXZ\x00 and so on", b"no archive", whole[: len(whole) * 9 // 10]):
         (tmp_path / "paper.tar.xz").write_bytes(torn)
         result = run(folder, *empty)
         assert result.exit_code == 2 and "holds no stored runs" in result.output
+        assert not list(tmp_path.glob("*paper"))  # nothing half-unpacked passes for a run
     result = CliRunner().invoke(command.app, ["nothing", "--claims", str(folder)])
     assert result.exit_code == 2 and "paper" in result.output
     result = run(folder, "--all-seeds", str(folder), "--model", "reference")

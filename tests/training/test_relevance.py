@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +38,7 @@ from foveate.training.relevance import (
 from tests.evaluation.test_turns import dialogue
 from tests.families import checkpoints
 from tests.families.models import FAMILIES
+from tests.training import launched
 
 Loaded = tuple[Any, Any]
 SMALL = {"channels": (4, 4), "kinds": ("image",)}
@@ -383,29 +381,17 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- processes of their own
 
 
-def command(out: Path, *launch: str) -> subprocess.CompletedProcess[str]:
+def trained(out: Path, processes: int = 1) -> Any:
     """`foveate train relevance` on a few scenes."""
     small = "--count 8 --validation 0.2 --batch 8 --epochs 5 --set channels=[4,4] --save-every 3"
     quick = "--weighting mean --max-new-tokens 4 --cpu --no-tensorboard --json"
-    asked = f"-m foveate train relevance --out {out} {small} {quick}"
-    return subprocess.run(
-        [sys.executable, *launch, *asked.split()],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    return launched(f"train relevance --out {out} {small} {quick}", processes)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_are_the_training_of_one(tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    one, two = command(tmp_path / "one"), command(tmp_path / "two", *launch)
+    one, two = trained(tmp_path / "one"), trained(tmp_path / "two", processes=2)
     expected, found = json.loads(one.stdout), json.loads(two.stdout)  # printed once
     assert found["pairs"] == expected["pairs"] and found["pairs"]["pairs"] > 8
     for name, value in expected["values"].items():
