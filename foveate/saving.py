@@ -18,7 +18,7 @@ import torch
 
 from foveate import catalog
 from foveate.compressor import Compressor
-from foveate.errors import SavedFileError
+from foveate.errors import SavedFileError, UnknownName
 from foveate.fingerprint import of_weights
 from foveate.model_card import model_card
 
@@ -54,7 +54,8 @@ def save(
         The record that was written, `compressor.json`.
 
     Raises:
-        SavedFileError: the method is not catalogued, or a field is no plain value.
+        SavedFileError: the method is not catalogued, a field is no plain value, or a weight is no
+            finite number.
     """
     name = catalog.name_of(method)
     if name not in catalog.table():
@@ -85,6 +86,11 @@ def save(
         tensors = {
             key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()
         }
+        if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
+            raise SavedFileError(
+                f"{len(broken)} of the {len(tensors)} weights of {name} are no finite numbers "
+                f"({broken[0]}).\nIts training has failed: take a smaller rate."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / FILE
     files = {FILE: (json.dumps(record, indent=2) + "\n").encode()}
@@ -161,11 +167,20 @@ def load(
             f"{file} was saved for another model: {differing}.\n"
             "Attach it to that model, or make a new one for this."
         )
-    method = catalog.make(name, **{key: _tuples(value) for key, value in fields.items()})
-    if not method.trainable or identity.get("weights") is None:
-        return method
-    learned: Any = method
-    net = learned.build(wanted["hidden_size"])
+    trained = identity.get("weights") is not None
+    try:
+        method = catalog.make(name, **{key: _tuples(value) for key, value in fields.items()})
+        if not method.trainable or not trained:
+            return method
+        learned: Any = method
+        net = learned.build(wanted["hidden_size"])
+    except UnknownName:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SavedFileError(
+            f"{file} has fields that make no {name} ({str(error).splitlines()[0]}).\n"
+            "Save it again with foveate.save."
+        ) from error
     _read_weights(net, path / WEIGHTS)
     learned = dataclasses.replace(learned, net=net, trained_on=str(identity["weights"]))
     return learned if model is None else learned.fitted(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -101,6 +101,27 @@ def test_a_broken_file_is_refused(content: str, message: str, tmp_path: Path) ->
     with pytest.raises(SavedFileError, match=message) as error:
         foveate.load(tmp_path)
     assert len(str(error.value).splitlines()) <= 4
+
+
+@pytest.mark.parametrize("fields", ['{"dim": "64"}', '{"dim": 64.0}', '{"pool": "3d"}'])
+def test_fields_that_make_no_method_are_refused(fields: str, tmp_path: Path) -> None:
+    start = '{"format": 1, "method": "metacompress", "model": {"weights": "x", "hidden_size": '
+    for size, given in ((8, fields), (-1, "{}")):
+        (tmp_path / "compressor.json").write_text(f'{start}{size}}}, "fields": {given}}}')
+        with pytest.raises(SavedFileError, match="make no metacompress") as error:
+            foveate.load(tmp_path)
+        assert len(str(error.value).splitlines()) <= 4
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    model = FAMILIES["llava"].build()
+    method: Any = catalog.make("metacompress")
+    found = method.initialised(model)
+    with torch.no_grad():
+        found.net.key[0, 0] = torch.nan
+    with pytest.raises(SavedFileError, match=r"1 of the 4 weights of metacompress .*\(key\)"):
+        foveate.save(found, tmp_path / "new", model=model)
+    assert not (tmp_path / "new").exists()
 
 
 def test_unknown_names_in_a_file(tmp_path: Path) -> None:

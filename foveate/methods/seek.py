@@ -87,12 +87,13 @@ class Round(nn.Module):
         said: Bool[Tensor, "b q"],
         real: Bool[Tensor, "b n"],
     ) -> tuple[Float[Tensor, "b q w"], Float[Tensor, "b q n"]]:
-        """Give z after the round, and a."""
+        """Give z after the round, and a; what a says of no token at all is any number."""
         x = self.norm(z)
         z = z + self.hear(x, x, x, key_padding_mask=~said, need_weights=False)[0]
         z = z + self.think(z)
-        a = (self.ask(z) @ y.mT / math.sqrt(y.shape[-1])).masked_fill(~real[:, None], -torch.inf)
-        return z + self.learn(a.softmax(-1) @ y), a
+        a = self.ask(z) @ y.mT / math.sqrt(y.shape[-1])
+        shares = a.masked_fill(~real[:, None], -torch.inf).softmax(-1)
+        return z + self.learn(shares @ y), a
 
 
 class Seekers(nn.Module):
@@ -136,7 +137,8 @@ class Seekers(nn.Module):
         for each in self.rounds:
             z, a = each(z, y, said, real)  # (2)
         found: Tensor = (a[:, :k] + self.gain(z[:, :k])).logsumexp(1) + self.bias(h)[..., 0]  # (3)
-        return found
+        # Here and not in a: the gradient of a logsumexp over nothing but -inf is no number.
+        return found.masked_fill(~real, -torch.inf)
 
 
 def _unit(x: Float[Tensor, "b r d"]) -> Float[Tensor, "b r d"]:
@@ -179,7 +181,7 @@ class Seek(RelevancePredictor):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = min(self.inner, self.small, self.seekers, self.rounds) > 0
-        if not sizes or self.small % _HEADS or self.focus < 0:
+        if not sizes or self.small % _HEADS or not self.focus >= 0:
             raise BudgetError(
                 f"Seek needs inner, seekers and rounds of 1 at least, small a multiple of {_HEADS} "
                 f"and focus >= 0;\ngot {self.inner}, {self.seekers}, {self.rounds}, {self.small}, "

@@ -120,6 +120,7 @@ class Recipe:
             "max_grad_norm": bound if self.clip == "norm" else 0.0,
             "seed": self.seed,
             "logging_steps": self.log_every,
+            "logging_nan_inf_filter": False,  # it would show the last good loss for ever
             "save_strategy": "steps",
             "save_steps": self.save_every,
             # Two: until the new one is complete, the last one is needed.

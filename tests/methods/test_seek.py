@@ -177,6 +177,8 @@ def test_shorter_ones_of_a_batch_are_as_alone() -> None:
     alone = net(x[1:, :4], places[1:, :4], words[1:, :2], real[1:, :4], said[1:, :2])
     torch.testing.assert_close(found[1, :4], alone[0])
     assert found[1, 4:].eq(-torch.inf).all() and found[0].isfinite().all()
+    found[real].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_places_are_fractions_of_the_whole_picture() -> None:
@@ -193,7 +195,7 @@ def test_what_it_cannot_do_is_told() -> None:
         made()(picture(1, is_video=True), 2)
     with pytest.raises(StageNotAvailable, match="first in the chain"):
         made()(tokens(torch.eye(4), Grid(1, 1, 3), question=torch.eye(4)), 2)
-    for fields in ({"small": 6}, {"seekers": 0}, {"focus": -1.0}):
+    for fields in ({"small": 6}, {"seekers": 0}, {"focus": -1.0}, {"focus": math.nan}):
         with pytest.raises(BudgetError, match="multiple of 4"):
             Seek(**fields)
     for kinds in ((), ("images",)):
