@@ -21,13 +21,12 @@ from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import LearnedCompressor
 from foveate.training import processes
 from foveate.training.accuracy import MOST, measure
-from foveate.training.features import Packed
 from foveate.training.recipe import Recipe
 from foveate.training.student import Objective, Student, eq10, frozen
-from foveate.training.teacher import Size, Teacher
+from foveate.training.teacher import Entry, Size, Teacher
 
 RECORD, FOLDER = "training.json", "compressor"
-_SAMPLE = 64  # dialogues whose pictures a start may look at
+_SAMPLE = 64  # dialogues that a start may look at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +46,14 @@ class Trained:
     values: dict[str, float]
 
 
-# (method, model, pictures of some training dialogues) -> the method with its first parameters
-Start = Callable[[Any, Any, Sequence[Packed]], LearnedCompressor]
+# (method, model, some of what it will learn from) -> the method with its first parameters
+Start = Callable[[Any, Any, Sequence[Entry]], LearnedCompressor]
 
 
 def random_start(seed: int = 0) -> Start:
     """The method's own fresh parameters, unless it has some."""
 
-    def start(method: LearnedCompressor, model: Any, pictures: Sequence[Packed]) -> Any:
+    def start(method: LearnedCompressor, model: Any, examples: Sequence[Entry]) -> Any:
         if method.net is None:
             return method.initialised(model, seed)
         # A copy: the same call after an interruption begins where this one did.
@@ -160,8 +159,7 @@ def train(
     )
     process.wait()
     sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
-    pictures = [entry().pictures for entry in teacher.entries(sample)]
-    begun = (start or random_start(recipe.seed))(method, model, pictures)
+    begun = (start or random_start(recipe.seed))(method, model, teacher.entries(sample))
     with engine.quiet(), frozen(model, checkpointing=recipe.checkpointing):
         student = Student(begun, model, objective or eq10(recipe.weights), **options)
         running = engine.CompressorTrainer(
@@ -172,11 +170,7 @@ def train(
             engine.Lectures(teacher, validation) if validation else None,
             tell,
         )
-        if process.first:
-            engine.clear_torn(folder)
-        process.wait()
-        last = engine.last_checkpoint(folder)
-        running.train(resume_from_checkpoint=None if last is None else str(last))
+        engine.resume(running, folder)
         values = running.final()
     net = student.net.cpu()
     trained = dataclasses.replace(begun, net=net, trained_on=of_weights(model))

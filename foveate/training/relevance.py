@@ -51,9 +51,8 @@ from foveate.training.trainer import (
     Tell,
     Watch,
     arguments,
-    clear_torn,
-    last_checkpoint,
     quiet,
+    resume,
 )
 
 SCHEDULES = ("constant", "cosine")
@@ -336,12 +335,12 @@ def train(
         **begins_at(method),
         **(facts or {}),
     }
+    begun = random_start(settings.seed)(method, model, ())  # fields that make no net: now
+    assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
     if process.first:
         begin(folder, record)
     if (folder / FOLDER / saving.FILE).is_file():
         return finished(folder, model)
-    begun = random_start(settings.seed)(method, model, ())
-    assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
     with quiet():
         running = RelevanceTrainer(
             settings,
@@ -352,11 +351,7 @@ def train(
             train_dataset=Examples(chosen, method),
             eval_dataset=Examples(measured, method) if measured else None,
         )
-        if process.first:
-            clear_torn(folder)
-        process.wait()
-        last = last_checkpoint(folder)
-        running.train(resume_from_checkpoint=None if last is None else str(last))
+        resume(running, folder)
     trained = dataclasses.replace(begun, net=begun.net.cpu(), trained_on=of_weights(model))
     values = measure(trained, measured)
     found = None

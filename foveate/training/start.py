@@ -15,12 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate import ops
-from foveate.adapters import adapter_for
+from foveate.attach import attach
+from foveate.compressor import VisualTokens
 from foveate.errors import InputError
 from foveate.learned import LearnedCompressor
 from foveate.methods.metacompress import MetaCompress
-from foveate.training.features import Packed, join
+from foveate.training.batches import Lesson, collate
 from foveate.training.learning import Start
+from foveate.training.student import frozen
+from foveate.training.teacher import Entry
+from foveate.training.watching import Watching
 
 
 def principal_directions(
@@ -61,7 +65,7 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
         InputError: (by what is returned) the method's `dim` is above the width of a token.
     """
 
-    def start(method: Any, model: Any, pictures: Sequence[Packed]) -> LearnedCompressor:
+    def start(method: Any, model: Any, examples: Sequence[Entry]) -> LearnedCompressor:
         found: LearnedCompressor = method.initialised(model)
         net: Any = found.net
         width = len(net.query)
@@ -70,7 +74,7 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
                 f"The start pca has {width} directions at most, as many as tokens have numbers; "
                 f"got dim={method.dim}.\nTake a smaller dim, or start at random."
             )
-        tokens = torch.cat([_seen(method, model, each) for each in pictures])
+        tokens = torch.cat([_seen(method, model, each()) for each in examples])
         directions = principal_directions(tokens, method.dim, sharpness=sharpness, whiten=whiten)
         with torch.no_grad():
             net.query.copy_(directions)
@@ -81,14 +85,17 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
     return start
 
 
-def _seen(method: MetaCompress, model: Any, packed: Packed) -> Float[Tensor, "n d"]:
-    """The tokens of all pictures of a prompt as the method sees them, positions added."""
-    parts = []
-    # The projector may have to finish the features, and lies where the model does.
-    encoded = join([packed], model.device, adapter_for(model).project)
-    for out in encoded.inputs["mm_encoder_outputs"].values():
-        pooled = out.pooler_output
-        for each in pooled if isinstance(pooled, list) else [pooled.flatten(0, -2)]:
-            x = each.float().cpu()
-            parts.append(x + method.position_scale * ops.sine_positions(*x.shape))
-    return torch.cat(parts)
+@torch.no_grad()
+def _seen(method: MetaCompress, model: Any, lesson: Lesson) -> Float[Tensor, "n d"]:
+    """The tokens of all pictures of a dialogue as the method sees them, positions added."""
+
+    def look(tokens: VisualTokens) -> Tensor:
+        x = tokens.features.float().cpu()
+        return x + method.position_scale * ops.sine_positions(*x.shape)
+
+    watching = Watching(method, look)
+    shown = collate([lesson]).to(model.device)
+    encoded = shown.encoded(model)
+    with frozen(model), attach(model, watching, encoded=encoded, _force=True):
+        shown.answer_logits(model, encoded)
+    return torch.cat(watching.noted)

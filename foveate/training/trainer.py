@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
 
+from foveate.errors import InputError
 from foveate.evaluation.data import Dialogue
 from foveate.training.batches import Lesson, Lessons, collate
 from foveate.training.recipe import Recipe
@@ -25,7 +28,8 @@ from foveate.training.teacher import Teacher
 
 COMPLETE = "complete"  # in a checkpoint of which every file has been written
 STILL, STILL_LOGS = 1e-5, 3  # a norm of all gradients that moves nothing; logs in a row of it
-_WEIGHTS = "model.safetensors"  # as the Trainer calls it
+# As the Trainer calls them.
+_WEIGHTS, TRAINER_STATE_NAME = "model.safetensors", "trainer_state.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,8 +314,27 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def resume(running: Trainer, folder: Path) -> None:
+    """Train from the last whole checkpoint in a folder, or from the beginning.
+
+    If it is that of the last step, its weights are read and nothing is trained: the Trainer would
+    take one more step where that is not the end of an epoch.
+    """
+    if running.args.should_save:
+        clear_torn(folder)
+    running.accelerator.wait_for_everyone()
+    last = last_checkpoint(folder)
+    if last is not None:
+        state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        if state.global_step >= state.max_steps:
+            running._load_from_checkpoint(str(last))
+            running.state = state
+            return
+    running.train(resume_from_checkpoint=None if last is None else str(last))
+
+
 class Watch(TrainerCallback):
-    """Clips values, marks checkpoints that are whole, tells what is logged.
+    """Clips values, marks checkpoints that are whole, tells what is logged, stops at no number.
 
     Args:
         trainer: of what is trained.
@@ -337,7 +360,16 @@ class Watch(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        """What the Trainer has measured."""
+        """What the Trainer has measured.
+
+        Raises:
+            InputError: the loss is no number any more.
+        """
+        if logs and math.isnan(float(logs.get("loss", 0.0))):
+            raise InputError(
+                f"The loss is no number since step {state.global_step} or shortly before.\n"
+                f"Take a smaller rate; earlier checkpoints are in {args.output_dir}."
+            )
         if state.is_world_process_zero and logs:
             values = {k: float(v) for k, v in logs.items() if k != "epoch"}
             step, steps = state.global_step, state.max_steps

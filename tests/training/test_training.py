@@ -301,6 +301,30 @@ def test_a_checkpoint_that_was_cut_off_is_not_gone_on_from(
     assert [each.name for each in (tmp_path / "torn").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+def test_killed_behind_its_last_step_it_is_not_trained_any_further(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step is not the end of an epoch: eight dialogues, batches of four, three steps."""
+    recipe = dataclasses.replace(TINY, steps=3, rate=1e-2)
+    whole = run(teacher, tmp_path / "whole", recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(learning, "measure", lambda *_, **__: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            run(teacher, tmp_path / "killed", recipe)
+    told: list[Progress] = []
+    again = run(teacher, tmp_path / "killed", recipe, tell=told.append)
+    assert {each.step for each in told} == {3}  # it is measured again
+    assert all(torch.equal(weights(again)[k], v) for k, v in weights(whole).items())
+    assert again.values == whole.values
+
+
+def test_a_loss_that_is_no_number_ends_it(teacher: Teacher, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, rate=1e30, schedule="constant")
+    with pytest.raises(InputError, match="smaller rate"):
+        run(teacher, tmp_path, recipe)
+    assert not (tmp_path / "compressor").exists()
+
+
 # ---------------------------------------------------------------- what it reached
 
 
