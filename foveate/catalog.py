@@ -9,17 +9,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import BudgetError, FoveateError, UnknownName
+from foveate.errors import BudgetError, FoveateError, InputError, UnknownName
 
 if TYPE_CHECKING:
     from foveate.compressor import Compressor
 
 GROUP = "foveate.methods"
 CHAINED = "/"  # between the names of a chain's methods
+# Type of a field, as written -> how an error calls it, and what it takes. Others check themselves.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: type(value) is bool),
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float) and value == value),
+    "str": ("a word", lambda value: isinstance(value, str)),
+}
+_OR_NONE = " | None"
 SAVED = (".", "/", "~", "hub:")  # what the place of a saved compressor begins with, no name does
 
 BUILT_IN: dict[str, str] = {
@@ -160,6 +169,8 @@ def make(name: str, **fields: Any) -> Compressor:
 
     Raises:
         UnknownName: no such method, or no such field.
+        InputError: a field of another kind than it is: a word where a number is, a number where
+            true or false is.
         SavedFileError: nothing was saved there.
     """
     known = field_names(name)
@@ -170,6 +181,7 @@ def make(name: str, **fields: Any) -> Compressor:
         return _loaded(name)
     made: Any = method_class(name)
     if CHAINED not in name:
+        check_kinds(name, made, fields)
         return made(**fields)
     own = {key: value for key, value in fields.items() if "." not in key}
     methods = []
@@ -177,6 +189,23 @@ def make(name: str, **fields: Any) -> Compressor:
         theirs = {k.partition(".")[2]: v for k, v in fields.items() if k.startswith(f"{part}.")}
         methods.append(make(part, **theirs))
     return made(methods=tuple(methods), **own)
+
+
+def check_kinds(name: str, made: Any, given: Mapping[str, Any]) -> None:
+    """Raise an InputError for a plain field that is given something of another kind.
+
+    Args:
+        name: how the error calls what is made.
+        made: its class, a dataclass.
+        given: some of its fields.
+    """
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(made)}
+    for field, value in given.items():
+        kind = kinds[field].removesuffix(_OR_NONE)
+        says, fits = _KINDS.get(kind, ("", lambda value: True))
+        may_lack = kind != kinds[field]
+        if not fits(value) and not (may_lack and value is None):
+            raise InputError(f"{field} of {name} is {says}{' or null' * may_lack}; got {value!r}.")
 
 
 def field_names(name: str) -> list[str]:

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import foveate
 from foveate import catalog
 from foveate.compressor import Compressor, Stage
-from foveate.errors import FoveateError, UnknownName
+from foveate.errors import FoveateError, InputError, UnknownName
 
 Install = Callable[..., None]
 
@@ -60,6 +61,26 @@ def test_an_unknown_field_is_suggested(install: Install) -> None:
     install(first="tests.test_compressor:First")
     with pytest.raises(UnknownName, match=r"Unknown field of first 'layr'. Did you mean 'layer'\?"):
         catalog.make("first", layr=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "says"),
+    [
+        ("cover", "merge", "False", "true or false"),
+        ("cover", "merge", 1, "true or false"),
+        ("fastv", "layer", 2.0, "a whole number"),
+        ("fastv", "layer", True, "a whole number"),
+        ("seek", "focus", float("nan"), "a number"),
+        ("mmtok", "alpha", "much", "a number"),
+        ("relevance", "scaling", 3, "a word"),
+        ("visionzip/fastv", "fastv.layer", "two", "a whole number"),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(name: str, field: str, value: Any, says: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"{field.rpartition('.')[2]} of \w+ is {says}( or null)?; got"
+    ):
+        catalog.make(name, **{field: value})
 
 
 def test_a_method_from_another_package_is_found(install: Install) -> None:

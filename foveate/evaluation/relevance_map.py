@@ -48,6 +48,7 @@ class RelevanceMap(Setting):
 
         Raises:
             UnknownName: no such field, or value of one; or a preset was named.
+            InputError: a field of another kind than it is.
         """
         given = dict(self.fields)
         for name in given:
@@ -55,6 +56,7 @@ class RelevanceMap(Setting):
                 raise UnknownName(f"field of {self.method}", name, self.field_names)
         if self.preset is not None:
             raise UnknownName("preset", self.preset, ())
+        catalog.check_kinds(self.method, Rule, given)
         return Rule(**given)
 
     def resolved(self) -> tuple[Compressor, Keep | None]:

@@ -129,7 +129,8 @@ class Relevance(RelevancePredictor, DecoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = bool(self.channels) and min(self.channels) > 0 and self.kernel % 2 == 1
+        whole = all(type(each) is int and each > 0 for each in (*self.channels, self.kernel))
+        sizes = bool(self.channels) and whole and self.kernel % 2 == 1
         if not sizes or self.scaling not in SCALINGS:
             raise BudgetError(
                 f"Relevance needs channels, an odd kernel and scaling of {SCALINGS}; got "

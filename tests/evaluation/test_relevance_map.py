@@ -91,6 +91,8 @@ def test_it_is_typed_like_a_method() -> None:
         parse_method("relevance-map:weighting=max")
     with pytest.raises(InputError, match="field=value"):
         parse_method("relevance-map:relu")
+    with pytest.raises(InputError, match="relu of relevance-map is true or false; got 'no'"):
+        parse_method("relevance-map:relu=no")
 
 
 def test_a_comparison_says_that_it_is_no_method(loaded: Loaded, tmp_path: Path) -> None:
