@@ -31,6 +31,7 @@ from foveate.mapping import Mapping
 
 WEIGHTINGS = ("gradient", "mean")
 EXPLAINED = ("logit", "logprob")
+_BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +70,11 @@ def explain(
     """Relevance of every visual token to the answer of its prompt.
 
     For each answer token y_t, predicted at place p: R starts as the identity, and layer by layer
-    R <- R + E_h(A * dA) R (Eq. 1), A the layer's attention, dA the gradient of y_t's logit with
-    respect to it, E_h the mean over heads. The relevance of visual token j is R[p, j]; the mean
-    over answer tokens is returned. Only the row p is needed: r starts as its unit vector and goes
-    from the last layer to the first, r <- r + r E_h(A * dA), which gives the same numbers.
+    R <- R + E_h(A * dA) R (Eq. 1), A the layer's attention, dA the gradient with respect to it of
+    what `rule.explained` says of y_t, E_h the mean over heads. The relevance of visual token j is
+    R[p, j]; the mean over answer tokens is returned. Only the row p is needed: r starts as its unit
+    vector and goes from the last layer to the first, r <- r + r E_h(A * dA), which gives the same
+    numbers.
 
     The answer is fed in behind the prompt (teacher forcing), once, with the model's own attention
     kernel; then there is one backward pass for each answer token, in which every layer computes
@@ -94,10 +96,15 @@ def explain(
 
     Raises:
         UnsupportedModel: no adapter for this model.
-        InputError: the model is in training mode, a compressor is attached, or the answers do not
-            fit the prompts.
+        InputError: the model is in training mode, a compressor is attached, the answers do not
+            fit the prompts, or no gradients can be had (inference mode).
     """
     rule = rule or Rule()
+    if rule.weighting == "gradient" and torch.is_inference_mode_enabled():
+        raise InputError(
+            "No gradients are kept under torch.inference_mode().\nCall it outside of that, or with "
+            'rule=Rule(weighting="mean").'
+        )
     if model.training or "_foveate_run" in model.__dict__:
         raise InputError(
             "Relevance is computed on the full model as it answers: in evaluation mode, and with "
@@ -126,9 +133,11 @@ def strongest(relevance: Float[Tensor, " n"], keep: int | float) -> Mapping:
 def own_answers(model: Any, inputs: dict[str, Any], max_new_tokens: int = 16) -> list[list[int]]:
     """What the model answers to each prompt, greedily: token ids up to the end of the sequence.
 
-    An answer that ends at once is that end, so none is empty.
+    An answer that ends at once is that end, so none is empty. Rows may be padded on either side.
     """
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    out = model.generate(
+        **_padded_left(inputs), max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+    )
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     found = []
@@ -136,6 +145,14 @@ def own_answers(model: Any, inputs: dict[str, Any], max_new_tokens: int = 16) ->
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         found.append(row[: max(1, stop)])
     return found
+
+
+def _padded_left(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same with all padding in front, where generation needs it."""
+    if (mask := inputs.get("attention_mask")) is None:
+        return inputs
+    order = mask.long().argsort(dim=1, stable=True)
+    return inputs | {key: inputs[key].gather(1, order) for key in _BY_TOKEN if key in inputs}
 
 
 # ---------------------------------------------------------------------- the prompt, answered

@@ -134,6 +134,19 @@ def test_the_models_own_answer_is_what_it_generates() -> None:
         model.generation_config.eos_token_id = None
 
 
+def test_an_own_answer_does_not_depend_on_the_side_of_padding() -> None:
+    found = []
+    for padding in ("left", "right"):
+        case = Case("qwen2_vl", images=(1, 0, 2), padding=padding)
+        model, inputs = case.model(), case.batch().inputs
+        answers = relevance.own_answers(model, inputs, 3)
+        found.append((answers, relevance.explain(model, inputs, max_new_tokens=3)))
+    (left, a), (right, b) = found
+    assert left == right
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(fails: bool) -> None:
     case = Case("llava")
@@ -166,6 +179,8 @@ def test_what_cannot_be_explained_says_why() -> None:
         with pytest.raises(InputError, match="at least one token for each of the 2 prompts"):
             relevance.explain(model, inputs, answers)
     with foveate.attach(model, "uniform", keep=3), pytest.raises(InputError, match="detach"):
+        relevance.explain(model, inputs, [[3], [4]])
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
         relevance.explain(model, inputs, [[3], [4]])
     with pytest.raises(UnknownName, match="weighting"):
         Rule(weighting="gradients")

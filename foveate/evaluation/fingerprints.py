@@ -18,6 +18,13 @@ _DECIDING = (
     *("evaluation/answering.py", "evaluation/told.py"),
     *("evaluation/oracle.py", "evaluation/relevance_map.py", "evaluation/optimum.py"),
 )
+# Of generation: always given, of sampling, or of what is handed back.
+_NO_MATTER = {
+    *("max_new_tokens", "max_length", "do_sample", "num_beams"),
+    *("temperature", "top_p", "top_k", "min_p", "typical_p"),
+    *("use_cache", "output_attentions", "output_hidden_states", "output_scores"),
+    *("_from_model_config", "transformers_version"),
+}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -42,6 +49,13 @@ def config(loaded: torch.nn.Module) -> str:
     return hashlib.sha256(_placeless(settings.to_json_string(use_diff=False)).encode()).hexdigest()[
         :16
     ]
+
+
+def generation(loaded: torch.nn.Module) -> dict[str, Any]:
+    """What of its generation settings decides a greedy answer, to be put beside `config`."""
+    given: Any = getattr(loaded, "generation_config", None)
+    known = {} if given is None else given.to_diff_dict()
+    return {"generation": {key: known[key] for key in sorted(known.keys() - _NO_MATTER)}}
 
 
 def _placeless(text: str) -> str:

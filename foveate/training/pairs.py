@@ -17,17 +17,17 @@ from torch import Tensor
 from foveate import catalog, relevance
 from foveate.attach import attach
 from foveate.attach.prompt import Placed, placed
-from foveate.compressor import Compressor, Reads, Stage, VisualTokens
+from foveate.compressor import VisualTokens
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, fingerprint, form, parts
 from foveate.fingerprint import of_weights
-from foveate.mapping import Mapping
 from foveate.methods.relevance import Relevance
 from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
 from foveate.training.files import is_whole, nbytes, packed, read_meta, read_tensors, write
 from foveate.training.processes import Process
+from foveate.training.watching import Watching
 
 FORMAT = "2"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
@@ -72,31 +72,6 @@ class Tally:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watching(Compressor):
-    """Keeps everything, and notes something of what a method would be told."""
-
-    method: RelevancePredictor
-    look: Callable[[VisualTokens], Any]
-    noted: list[Any] = dataclasses.field(default_factory=list)
-
-    @property
-    def stage(self) -> Stage:  # type: ignore[override]
-        return self.method.stage
-
-    @property
-    def reads(self) -> frozenset[Reads]:  # type: ignore[override]
-        return self.method.reads
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.method.layers
-
-    def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
-        self.noted.append(self.look(tokens))
-        return Mapping.identity(tokens.n)
-
-
 @torch.no_grad()
 def _watched(
     method: RelevancePredictor,
@@ -105,7 +80,7 @@ def _watched(
     inputs: dict[str, Any],
     processor: Any,
 ) -> list[Any]:
-    watching = _Watching(method, look)
+    watching = Watching(method, look)
     with attach(model, watching, processor=processor, _force=True):
         model(**inputs, use_cache=False)
     return watching.noted
@@ -181,6 +156,7 @@ class Pairs:
             "method": catalog.name_of(self.method),
             "model": of_weights(model),
             "config": fingerprints.config(model),
+            **fingerprints.generation(model),
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
             "rule": dataclasses.asdict(self.rule),
@@ -295,19 +271,24 @@ class Pairs:
             for row, text in zip(rows, texts, strict=True):
                 said[row].append(text.strip())
             there = placed(self.model, inputs)
-            if not any(
-                self._counts(dialogues[row], turn, said[row], there, i)
+            counting = [
+                i
                 for i, row in enumerate(rows)
-            ):
+                if self._counts(dialogues[row], turn, said[row], there, i)
+            ]
+            if not counting:
                 continue
+            if len(counting) < len(rows):  # what does not count is not run: it may be too long
+                rows, answers = [rows[i] for i in counting], [answers[i] for i in counting]
+                inputs = batch.inputs(rows, turn, [said[row][:-1] for row in rows])
+                there = placed(self.model, inputs)
             maps = relevance.explain(self.model, inputs, answers, rule=self.rule)
             seen = observations(self.method, self.model, inputs, self.processor)
             before: dict[int, int] = {}  # pictures of each row
             for p, told, r in zip(there, seen, maps, strict=True):
                 row, picture = rows[p.row], before.get(p.row, 0)
                 before[p.row] = picture + 1
-                if self._counts(dialogues[row], turn, said[row], there, p.row):
-                    found[row].append((picture, Pair(told, r, p.is_video)))
+                found[row].append((picture, Pair(told, r, p.is_video)))
         for dialogue, pairs, texts in zip(dialogues, found, said, strict=True):
             tensors = {}
             for i, (picture, each) in enumerate(pairs):

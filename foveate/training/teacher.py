@@ -150,6 +150,7 @@ class Teacher:
             "format": FORMAT,
             "model": of_weights(model),
             "config": fingerprints.config(model),
+            **fingerprints.generation(model),
             "dtype": str(model.dtype),
             "processor": fingerprints.processor(processor),
         }

@@ -197,8 +197,14 @@ def test_entries_of_another_configuration_are_others(
     before = files()
     monkeypatch.setattr(config, "name_or_path", str(tmp_path))  # where it lies decides nothing
     assert files() == before
-    monkeypatch.setattr(config, "vision_feature_layer", config.vision_feature_layer - 1)
-    assert not set(files()) & set(before)
+    with monkeypatch.context() as changed:
+        changed.setattr(config, "vision_feature_layer", config.vision_feature_layer - 1)
+        assert not set(files()) & set(before)
+    generation = model.generation_config
+    monkeypatch.setattr(generation, "temperature", 0.3)  # of sampling, which is not done
+    assert files() == before
+    monkeypatch.setattr(generation, "repetition_penalty", 1.5)
+    assert not set(files()[1:]) & set(before)
 
 
 @torch.no_grad()
