@@ -52,8 +52,9 @@ class LearnedCompressor(Compressor):
 
     def drawn(self, width: int, seed: int = 0) -> LearnedCompressor:
         """The untrained method for tokens of `width`; the caller's random state is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # On the host, whatever the default device is: the same numbers, one generator to restore.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
             net = self.build(width)
         return dataclasses.replace(self, net=net, trained_on=None)
 

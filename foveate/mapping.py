@@ -356,7 +356,7 @@ class Mapping:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise SavedFileError(f"{path} is no safetensors file: {error}.") from None
         if meta.get("format") != str(FORMAT):
             raise SavedFileError(

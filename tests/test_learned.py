@@ -214,8 +214,12 @@ def test_no_such_folder_and_no_hub(tmp_path: Path) -> None:
         foveate.load("nobody/nothing-of-this-name")
 
 
-def test_initialising_leaves_the_random_state_alone() -> None:
+def test_initialising_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FAMILIES["llava"].build()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fresh("metacompress", model, 7)
+    assert seeded == []  # those of accelerators
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -255,6 +255,7 @@ def optimal(
     from foveate.training.teacher import Teacher
 
     budget = parse_keep(keep)
+    best.checked(budget)
     process = here(cpu)
     folder = folder_for(out, "optimal", f"{Path(model).name}-{keep.rstrip('%')}")
     dialogues = examples.examples(data, count, seed)

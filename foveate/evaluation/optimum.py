@@ -7,6 +7,7 @@ picture and its questions; see there.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,17 @@ from foveate.evaluation.told import of_pictures
 from foveate.mapping import Mapping
 
 NAME = "optimum"
+
+
+def file_of(folder: Path, dialogue: str, picture: int = 0) -> Path:
+    """Where the best P of a dialogue's picture is.
+
+    A dialogue's name that is no file's is told apart from others like it by a hash behind it.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in dialogue)[:100]
+    if safe != dialogue:
+        safe = f"{safe}-{hashlib.sha256(dialogue.encode()).hexdigest()[:8]}"
+    return folder / f"{safe}-{picture}.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Optimum(Setting):
         """
         if self.folder is None:
             raise SavedFileError("The best P of a picture has to be found before it is asked.")
-        return self.folder / f"{dialogue}-{picture}.safetensors"
+        return file_of(self.folder, dialogue, picture)
 
     def told(
         self,

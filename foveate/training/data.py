@@ -35,6 +35,7 @@ from foveate.training import corpora
 
 HUB = "hf"
 _DRAWN_IF_NOT_SAID = 1000
+_TRAIN = "train"  # the split of a dataset, where none is named
 
 
 def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialogue]:
@@ -59,7 +60,7 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
         found = from_jsonl(source)
     elif kind == HUB:
         name, _, split = place.partition(":")
-        return from_dataset(_dataset(name, split or "train"), name, count, seed)
+        return from_dataset(_dataset(name, split), name, count, seed)
     elif colon and kind in corpora.LAYOUTS:
         found = corpora.read(kind, place, seed)
     else:
@@ -201,13 +202,20 @@ def _dataset(name: str, wanted: str) -> Any:
         raise MissingDependency("datasets", f"The dataset {name!r}", "train") from error
     try:
         if not Path(name).is_dir():
-            return datasets.load_dataset(name, split=wanted)
+            return datasets.load_dataset(name, split=wanted or _TRAIN)
         found = datasets.load_from_disk(name)
-        return found[wanted] if isinstance(found, dict) else found
+        if isinstance(found, dict):
+            return found[wanted or _TRAIN]
+        if wanted:
+            raise InputError(
+                f"{name} holds one dataset without splits; got the split {wanted!r}.\n"
+                f"Leave it out: {HUB}:{name}."
+            )
+        return found
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"Cannot load {wanted!r} of the dataset {name!r}: "
+            f"Cannot load {wanted or _TRAIN!r} of the dataset {name!r}: "
             f"{reason[0] if reason else type(error).__name__}"
         ) from error
 

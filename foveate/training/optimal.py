@@ -23,9 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foveate.attach import Item, attach
-from foveate.compressor import Compressor, Reads, Stage, VisualTokens, resolve_keep
-from foveate.errors import AttachError
+from foveate.compressor import Compressor, Reads, Stage, VisualTokens, check_keep, resolve_keep
+from foveate.errors import AttachError, InputError
 from foveate.evaluation.data import Dialogue
+from foveate.evaluation.optimum import file_of
 from foveate.mapping import Mapping
 from foveate.methods.uniform import Uniform
 from foveate.training.batches import Lesson, collate
@@ -81,7 +82,11 @@ def optimise(
         seed: of P_raw.
         positions: as `foveate.attach` takes it.
         tell: told the mean divergence at every step.
+
+    Raises:
+        BudgetError, InputError: a budget that cannot be served, or that leaves everything.
     """
+    checked(keep)
     model = teacher.model
     with frozen(model):
         lessons = collate([teacher.lesson(each) for each in dialogues]).to(model.device)
@@ -139,6 +144,13 @@ def optimise(
         )
         for row, each in enumerate(dialogues)
     ]
+
+
+def checked(keep: int | float) -> None:
+    """Raise what is wrong with a budget, before the full model is asked anything."""
+    check_keep(keep)
+    if keep == 1.0 and isinstance(keep, float):
+        raise InputError("keep=1.0 is the untouched model: there is nothing to optimise.")
 
 
 def _drawn(
@@ -328,23 +340,15 @@ def _relative(each: Looked, name: str) -> Tensor:
 
 
 def save(found: Iterable[Optimal], folder: str | Path) -> list[Path]:
-    """Every P as a file that `foveate.Mapping.load` reads, named after its dialogue and picture.
-
-    A dialogue's name that is no file's is told apart from others like it by a hash behind it.
-    """
+    """Every P as a file that `foveate.Mapping.load` reads, named after its dialogue and picture."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     files = []
     for each in found:
         for number, mapping in enumerate(each.mappings):
-            file = target / f"{_safe(each.name)}-{number}.safetensors"
+            file = file_of(target, each.name, number)
             partial = file.with_suffix(".partial")
             mapping.save(partial)
             os.replace(partial, file)
             files.append(file)
     return files
-
-
-def _safe(name: str) -> str:
-    found = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
-    return found if found == name else f"{found}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

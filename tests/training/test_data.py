@@ -309,6 +309,8 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
     found = data.examples(f"hf:{tmp_path / 'set'}")
     assert [d.turns[0].question for d in found] == ["a?", "b?"]
     assert found[0].load()[0].getpixel((0, 0)) == (9, 9, 9)
+    with pytest.raises(InputError, match="one dataset without splits; got the split 'held'"):
+        data.examples(f"hf:{tmp_path / 'set'}:held")
 
 
 def test_pictures_of_a_dataset_stay_on_disk_until_they_are_looked_at(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 import foveate
 from foveate import reference
-from foveate.errors import AttachError
+from foveate.errors import AttachError, InputError, SavedFileError
 from foveate.evaluation.data import Dialogue
+from foveate.evaluation.optimum import Optimum
 from foveate.mapping import Mapping
 from foveate.training import data, optimal
 from foveate.training.batches import collate
@@ -121,3 +123,12 @@ def test_dialogues_of_like_names_have_files_of_their_own(tmp_path: Path) -> None
     files = optimal.save(found, tmp_path)
     assert [Mapping.load(file).anchors.tolist() for file in files] == [[i] for i in range(5)]
     assert files[2].name == "a_b-0.safetensors"
+    there = dataclasses.replace(Optimum(keep=1), folder=tmp_path)
+    assert [there.file(name) for name in names] == files
+    with pytest.raises(SavedFileError, match="no safetensors file"):
+        Mapping.load(there.file("c"))
+
+
+def test_a_budget_of_everything_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(InputError, match="nothing to optimise"):
+        optimise(teacher, scenes()[:1], 1.0)
