@@ -79,6 +79,13 @@ def main(
         list[str] | None,
         typer.Option(help="Run this one of the models, no page; may be repeated."),
     ] = None,
+    again: Annotated[
+        int | None,
+        typer.Option(
+            help="Take answers of earlier code over if it gives the same to so many dialogues.",
+            min=1,
+        ),
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Of each training; at most as many as the page says.", min=1)
     ] = None,
@@ -135,6 +142,7 @@ def main(
                             folder_of,
                             batch,
                             progress,
+                            again,
                         )
         if only:
             return

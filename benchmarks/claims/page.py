@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import cls_attention, optima
+from benchmarks.claims.again import taken_over
 from benchmarks.claims.kinds import FAMILIES, KINDS, OPTIMUM, SCENES, kinds_of
 from benchmarks.claims.prefill import prefill
 from benchmarks.claims.running import DPI, MAPPINGS, RELEVANCES
@@ -167,6 +168,7 @@ def _made(
         stale = "" if facts["foveate"] == fingerprints.code() else " (not the present one)"
         lines.append(
             f"- Code: foveate {facts['foveate']}{stale}, transformers {facts['transformers']}."
+            + taken_over([one.folder for one in each])
         )
     if page.variants:
         lines.append(

@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import Progress
 
 from benchmarks.claims import cls_attention, mappings, optima, relevances, variants
+from benchmarks.claims.again import take_over
 from benchmarks.claims.kinds import KINDS, SCENES, kinds_of
 from benchmarks.claims.stored import share
 from benchmarks.pages import note
@@ -42,6 +43,7 @@ def ask(
     store: Path,
     batch: int,
     progress: Progress | None,
+    again: int | None = None,
 ) -> None:
     """Everything that a page needs of one model, stored in a folder.
 
@@ -53,6 +55,8 @@ def ask(
         store: folder of the page's runs.
         batch: dialogues answered at a time.
         progress: where to show how far it is.
+        again: dialogues that are asked again before answers of earlier code count as the present
+            one's; None: they never do.
     """
     model, processor = source.load()
     kinds = [kind for kind in kinds_of(page) if KINDS[kind].family == family]
@@ -86,6 +90,8 @@ def ask(
         for setting in dict.fromkeys(each for group in groups for each in group.settings):
             if isinstance(setting, Optimum):
                 optima.find(setting, model, processor, dialogues, store / "cache", progress)
+        if again is not None:
+            take_over(folder, model, processor, dialogues[:again], groups, batch, progress)
         asking = answers(
             model, processor, dialogues, groups, folder, batch_size=batch, progress=progress
         )

@@ -173,6 +173,46 @@ def test_what_is_packed_makes_the_page_beside_it(packed: Path, tmp_path: Path) -
     assert made.read_text().replace(" (not the present one)", "") == there.read_text()
 
 
+def test_answers_of_earlier_code_are_taken_over_if_they_are_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "scenes", dataclasses.replace(KINDS["scenes"], drawn=questions))
+    places = ["--store", str(tmp_path), "--out", str(tmp_path), "--dialogues", "3"]
+    places += ["--model", str(folder / "seed0")]
+    assert run(folder, *places).exit_code == 0
+    (file,) = tmp_path.rglob("answers.jsonl")
+    first, *rest = file.read_text().splitlines()
+    old = json.dumps(json.loads(first) | {"foveate": "0.0 (old)"})
+    file.write_text("\n".join([old, *rest]) + "\n")
+    made = file.read_text()
+    result = run(folder, *places)
+    assert result.exit_code == 2 and "0.0 (old)" in result.output
+    assert file.read_text() == made
+    # Another answer to what is asked again is told, and nothing is taken over.
+    number = next(i for i, line in enumerate(rest) if '"test-0"' in line and '"answers"' in line)
+    wrong = json.loads(rest[number]) | {"answers": ["another"] * 3}
+    file.write_text("\n".join([old, *rest[:number], json.dumps(wrong), *rest[number + 1 :]]) + "\n")
+    result = run(folder, *places, "--again", "2")
+    assert result.exit_code == 2 and "the present code gives 1 others" in result.output
+    assert file.read_text().startswith(old)
+    file.write_text(made)
+    asked: list[str] = []
+    converse = Batch.converse
+
+    def watched(self: Batch, *given: Any, **options: Any) -> Any:
+        asked.extend(each.name for each in self.dialogues)
+        return converse(self, *given, **options)
+
+    monkeypatch.setattr(Batch, "converse", watched)
+    assert run(folder, *places, "--again", "2").exit_code == 0
+    assert set(asked) == {"test-0", "test-1"}  # the third stays as it is
+    assert file.read_text().splitlines()[0] == first
+    text = (tmp_path / "paper.md").read_text()
+    assert "of 0.0 (old); they were taken over" in text and "about 2 dialogues again" in text
+    asked.clear()
+    assert run(folder, *places, "--again", "2").exit_code == 0 and not asked
+
+
 def test_a_page_of_one_model_says_so(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,34 +1,25 @@
-"""The page on what can be predicted before the first layer: its settings, and what layers see."""
+"""The page on which layer looks at what an answer comes from."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
 import foveate
 from benchmarks import relevance
 from foveate.evaluation.answering import Batch
-from foveate.training.learning import FOLDER
+from foveate.evaluation.data import Turn
+from foveate.methods.relevance import Relevance
 from foveate.training.pairs import observations
 from tests.evaluation.test_turns import dialogue
 from tests.families import checkpoints
-from tests.families.models import FAMILIES
-
-
-def test_every_setting_is_asked_once_and_by_itself(tmp_path: Path) -> None:
-    model = FAMILIES["llava"].build()
-    for seed, (name, variant) in enumerate(relevance.VARIANTS.items()):
-        method: Any = variant.method.initialised(model, seed)
-        foveate.save(method, tmp_path / name / FOLDER, model=model)
-    found = relevance.groups(tmp_path)
-    names = len(relevance.VARIANTS) + len(relevance.BESIDE)
-    assert len(found) == names * len(relevance.BUDGETS)
-    keys = [setting.key for group in found.values() for setting in group]
-    assert len(set(keys)) == len(keys)
+from tests.training.test_relevance import answered
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,30 @@ def test_the_first_layer_is_what_the_method_observes(loaded: tuple[Any, Any]) ->
     seen = relevance._Looking(total=2)
     with torch.no_grad(), foveate.attach(model, seen, processor=processor, _force=True):
         model(**inputs, use_cache=False)
-    (told,) = observations(relevance.VARIANTS["published"].method, model, inputs, processor)
+    (told,) = observations(Relevance(), model, inputs, processor)
     assert len(seen.noted) == 2
     torch.testing.assert_close(seen.noted[0][0], told["attention"])
     assert not torch.allclose(seen.noted[1][0], told["attention"])
+
+
+def test_a_page_needs_what_was_measured(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = CliRunner().invoke(relevance.app, ["--from-store", "--store", str(tmp_path)])
+    assert run.exit_code == 2 and "Run it first" in run.output
+    monkeypatch.setattr(relevance.Source, "load", lambda self: loaded)
+    wrong = answered(loaded, 1, wrong=(0,))
+    monkeypatch.setattr(relevance, "from_reference", lambda count, split: [wrong, wrong])
+    options = ["--store", str(tmp_path), "--out", str(tmp_path)]
+    run = CliRunner().invoke(relevance.app, options)
+    assert run.exit_code == 2 and "none of the 2 first questions right" in run.output
+    (record,) = Batch(*loaded, [wrong], [wrong.load()], frozenset(), 16).converse(None)
+    (turn,) = wrong.turns
+    right = dataclasses.replace(wrong, turns=(Turn(turn.question, tuple(record["answers"])),))
+    monkeypatch.setattr(relevance, "from_reference", lambda count, split: [right, right])
+    assert CliRunner().invoke(relevance.app, options).exit_code == 0
+    page = (tmp_path / "relevance.md").read_text()
+    assert "\n2 first questions" in page and page.count("| layer ") == 8
+    (tmp_path / "relevance.md").unlink()
+    assert CliRunner().invoke(relevance.app, ["--from-store", *options]).exit_code == 0
+    assert (tmp_path / "relevance.md").read_text() == page
