@@ -23,9 +23,7 @@ def model_card(record: Table[str, Any]) -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {record['method']} for {model['name'] or model['model_type']}",
         "A compressor of visual tokens for [foveate](https://github.com/foveate/foveate):",
-        "```python\nmethod = foveate.load(folder_or_hub_id, model=model)\n"
-        f"with foveate.attach(model, method, keep={usual_keep(training)!r}):\n"
-        "    model.generate(**inputs)\n```",
+        _example(model["name"], usual_keep(training)),
         "## Base model\n",
         *_items(model),
         "\n## Settings\n",
@@ -38,6 +36,25 @@ def model_card(record: Table[str, Any]) -> str:
             lines += [f"\n## Training: {title}\n"]
             lines += _items(values) if isinstance(values, dict) else [str(values)]
     return "\n".join(lines) + "\n"
+
+
+def _example(base: str, keep: int | float) -> str:
+    """How it is used, from nothing."""
+    loaded = f'AutoModelForImageTextToText.from_pretrained("{base}")' if "/" in base else "..."
+    return "\n".join(
+        [
+            "```python",
+            "# pip install foveate",
+            "import foveate",
+            *(["from transformers import AutoModelForImageTextToText"] if "/" in base else []),
+            "",
+            f"model = {loaded}" + ("" if "/" in base else f"  # {base or 'the base model'}"),
+            'method = foveate.load("owner/name", model=model)  # where this card is; or a folder',
+            f"with foveate.attach(model, method, keep={keep!r}):",
+            "    model.generate(**inputs)  # inputs as the model's processor makes them",
+            "```",
+        ]
+    )
 
 
 def usual_keep(training: Table[str, Any]) -> int | float:
@@ -55,7 +72,8 @@ def _accuracy(found: Table[str, Any]) -> Iterator[str]:
     yield (
         f"Answers that are one of the given ones, word for word, on {found['questions']} questions "
         f"in {found['dialogues']}{of} dialogues held out of training; visual tokens of a picture "
-        "that enter the language model, and averaged over its layers.\n"
+        "that enter the language model, and averaged over its layers. Another card's questions may "
+        "be others: compare with `foveate compare`.\n"
     )
     yield "| budget | accuracy | tokens entering | averaged over layers |"
     yield "| --- | --- | --- | --- |"
@@ -73,4 +91,5 @@ def _budget(keep: int | float | None) -> str:
 
 
 def _items(values: Table[str, Any]) -> list[str]:
-    return [f"- {key.replace('_', ' ')}: {value}" for key, value in values.items()]
+    known = {key: value for key, value in values.items() if value is not None}
+    return [f"- {key.replace('_', ' ')}: {value}" for key, value in known.items()]

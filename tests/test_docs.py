@@ -116,6 +116,7 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_python_blocks_are_python(path: Path) -> None:
     for block in blocks(path):
+        assert not block.startswith("--8 "), "a formatter has taken the inclusion for code"
         if not block.startswith("--8<--"):
             ast.parse(block)
 

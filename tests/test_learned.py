@@ -94,6 +94,7 @@ def test_what_is_uploaded_says_what_it_is_and_what_it_costs(
     assert "keep=0.05)" in card and "100 of 230 dialogues held out" in card
     assert "| full model | 0.900 | 576.0 | 576.0 |\n| 5 % | 0.850 | 28.0 | 28.0 |\n" in card
     assert "Training: accuracy" not in card
+    assert 'from_pretrained("someone/a-model")\n' in card and "# pip install foveate\n" in card
     # The commit says where the base model lies, not what it is: another copy of it will do.
     del model.config._commit_hash
     again = MetaCompress.from_pretrained(tmp_path / "saved", model=model)

@@ -143,7 +143,7 @@ def _made(
     for kind, each in models.items():
         there = found[kind]
         if there is None:
-            lines.append(f"- {KINDS[kind].title}: no model; its claims are out of reach.")
+            lines.append(f"- {KINDS[kind].title}: no model was asked; its claims are out of reach.")
             continue
         names = ", ".join(
             f"{one.name} ({one.facts['type']}, {one.facts['parameters'] / 1e6:.1f} M parameters, "
@@ -188,7 +188,9 @@ def _made(
         )
         + f"; p-values corrected by Holm for the {count} claims of this page together, fewer those "
         f"out of reach. It *holds* or is *reversed* below a corrected p of {verdicts.SURE}, else "
-        "it is *open*."
+        "it is *open*. Of a claim to keep a share of the full model's score the difference is to "
+        "that share of it; one to lose less than so much holds if the difference lies above minus "
+        "that. The least p that the resamples can give, with so many claims, stands in many rows."
     )
     if alone := [KINDS[kind].title for kind, each in models.items() if len(each) == 1]:
         of = f" for {', '.join(alone)}" if largest > 1 else ""
@@ -229,6 +231,8 @@ def _counts(by_part: Table[str, Sequence[Verdict]], models: Table[str, int]) -> 
         cells = [str(models[title]), *(str(own[word]) for word in verdicts.WORDS)]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     for count, total in sorted(totals.items(), reverse=True):
+        if not count:
+            continue  # a sum over what was not asked
         cells = [str(count), *(str(total[word]) for word in verdicts.WORDS)]
         lines.append(f"| **all** | {' | '.join(f'**{cell}**' for cell in cells)} |")
     return "\n".join(lines)

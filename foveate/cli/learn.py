@@ -134,7 +134,7 @@ def metacompress(
     method = parse_method(f"metacompress:{fields}" if fields else "metacompress").make()
     assert isinstance(method, LearnedCompressor)
     folder = folder_for(out, "train", f"metacompress-{Path(model).name}")
-    dialogues = examples.examples(data, count, seed)
+    dialogues = examples.examples(data, count, seed, answered=answers == "given")
     learn, held = examples.split(dialogues, validation, seed)
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
@@ -145,7 +145,7 @@ def metacompress(
         "limit": int(limit * 1e9),
     }
     teacher = Teacher(loaded, processor, where, **kept)
-    facts: dict[str, Any] = {"data": data, "start": start}
+    facts: dict[str, Any] = {"data": examples.public(data), "start": start}
     if start == "pca":
         facts |= {"sharpness": sharpness, "whiten": whiten}
     attached: dict[str, Any] = {} if positions is None else {"positions": positions}
@@ -181,7 +181,14 @@ def metacompress(
         "from foveate.training.recipe import Recipe",
         *(["from foveate.training.start import pca_start"] if starting else []),
         "from foveate.training.teacher import Teacher",
-        "found = " + call("data.examples", repr(data), count=count, seed=seed),
+        "found = "
+        + call(
+            "data.examples",
+            repr(data),
+            count=count,
+            seed=seed,
+            answered=None if answers == "given" else False,
+        ),
         f"learn, held = data.split(found, {validation}, seed={seed})",
         "teacher = " + call("Teacher", "model", "processor", repr(str(where)), **kept),
         "trained = train("
@@ -258,7 +265,7 @@ def optimal(
     best.checked(budget)
     process = here(cpu)
     folder = folder_for(out, "optimal", f"{Path(model).name}-{keep.rstrip('%')}")
-    dialogues = examples.examples(data, count, seed)
+    dialogues = examples.examples(data, count, seed, answered=answers == "given")
     source = Source(model, revision, dtype, device_map, attn)
     loaded, processor = source.load()
     kept: dict[str, Any] = {

@@ -45,7 +45,12 @@ Data = Annotated[
     ),
 ]
 Count = Annotated[
-    int | None, typer.Option("--count", help="Dialogues to use; all if not said.", min=1)
+    int | None,
+    typer.Option(
+        "--count",
+        help="Dialogues of each source: of files all, of what is drawn 1000, if not said.",
+        min=1,
+    ),
 ]
 Validation = Annotated[
     float,

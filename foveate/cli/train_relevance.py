@@ -83,7 +83,7 @@ def command(
     from foveate.predicting import KINDS, RelevancePredictor
     from foveate.relevance import Rule
     from foveate.training.accuracy import MOST
-    from foveate.training.data import examples, split
+    from foveate.training.data import examples, public, split
     from foveate.training.pairs import Pairs
     from foveate.training.processes import here
     from foveate.training.relevance import Settings, train
@@ -108,7 +108,7 @@ def command(
     chosen = catalog.make(method, **{"kinds": kinds, **fields})
     assert isinstance(chosen, RelevancePredictor)
     learned, held = split(dialogues, validation, seed)
-    folder = folder_for(out, "train", f"{method}-seed{seed}")
+    folder = folder_for(out, "train", f"{method}-{Path(model).name}")
     origin = Source(model, revision, dtype, device_map, attn)
     loaded, processor = origin.load()
     asked: dict[str, Any] = {"rule": rule, "limit": limit, "max_new_tokens": max_new_tokens}
@@ -124,7 +124,7 @@ def command(
         tally = pairs.tally([*learned, *held])
         told(tally)
         facts: dict[str, Any] = {
-            "source": ", ".join(sources),
+            "source": ", ".join(map(public, sources)),
             "dialogues": len(learned),
             "rule": f"{rule}",
         }

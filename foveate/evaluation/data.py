@@ -185,7 +185,7 @@ def _asked(turns: Sequence[tuple[str, str, str]]) -> tuple[Turn, ...]:
     return tuple(Turn(text, (answer,), kind) for text, answer, kind in turns)
 
 
-def from_jsonl(path: str | Path) -> list[Dialogue]:
+def from_jsonl(path: str | Path, *, answered: bool = True) -> list[Dialogue]:
     """One dialogue a line, all lines checked before anything runs.
 
         {"image": "a.jpg", "turns": [{"question": "What is it?", "answer": "a dog"}]}
@@ -194,6 +194,10 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
     of which 8 frames are taken at even distances, or as many as `frames` says; `frames` without it
     is a list of the frames' own paths. A turn has `answer` or a list `answers`, and may have a
     `kind`. `id` may name the dialogue; the line's number does otherwise.
+
+    Args:
+        path: the file.
+        answered: whether every turn must have an answer.
 
     Raises:
         InputError: the file, a line of it or a picture that it names is not there or malformed.
@@ -212,7 +216,8 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
         raise InputError(f"{file} is no UTF-8 text ({error.reason}).") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            found.append(_dialogue(line, f"{file}:{number}", file.parent, str(number)))
+            where = f"{file}:{number}"
+            found.append(_dialogue(line, where, file.parent, str(number), answered))
     if not found:
         raise InputError(f"{file} holds no dialogue.\nExpected one JSON object a line.")
     names = [each.name for each in found]
@@ -222,7 +227,7 @@ def from_jsonl(path: str | Path) -> list[Dialogue]:
     return found
 
 
-def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
+def _dialogue(line: str, where: str, folder: Path, name: str, answered: bool) -> Dialogue:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -246,7 +251,7 @@ def _dialogue(line: str, where: str, folder: Path, name: str) -> Dialogue:
     return Dialogue(
         name if given is None else str(given),
         pictures,
-        tuple(turn(t, where) for t in turns),
+        tuple(turn(t, where, answered) for t in turns),
         key != "image",
     )
 
@@ -262,8 +267,13 @@ def _frames(record: dict[str, Any], folder: Path, where: str) -> tuple[Stored, .
     return videos.frames_of(folder / path, count)
 
 
-def turn(record: Any, where: str) -> Turn:
+def turn(record: Any, where: str, answered: bool = True) -> Turn:
     """A question with its "answer", or "answers": one of them or a list.
+
+    Args:
+        record: of a file.
+        where: how errors call it.
+        answered: whether it must have one.
 
     Raises:
         InputError: it is something else.
@@ -272,6 +282,8 @@ def turn(record: Any, where: str) -> Turn:
     answers = (record.get("answers") or record.get("answer")) if asked else None
     answers = [answers] if isinstance(answers, str) else answers
     right = isinstance(answers, list | tuple) and all(isinstance(a, str) and a for a in answers)
+    if asked and isinstance(asked, str) and answers is None and not answered:
+        return Turn(asked, (), str(record.get("kind") or ""))
     if not isinstance(asked, str) or not answers or not right:
         raise InputError(
             f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'

@@ -38,7 +38,9 @@ _DRAWN_IF_NOT_SAID = 1000
 _TRAIN = "train"  # the split of a dataset, where none is named
 
 
-def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialogue]:
+def examples(
+    source: str, count: int | None = None, seed: int = 0, *, answered: bool = True
+) -> list[Dialogue]:
     """The dialogues of a source.
 
     Args:
@@ -47,6 +49,8 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
         count: how many are drawn, in an order that depends on the seed alone; all if None. Of
             what is drawn the first ones of the train split.
         seed: of grouping questions into dialogues, and of the drawing.
+        answered: whether every turn must have an answer, of "file.jsonl" and of "question" or
+            "turns" in a dataset.
 
     Raises:
         InputError: a file is absent or malformed; the message names file and line or row.
@@ -57,16 +61,24 @@ def examples(source: str, count: int | None = None, seed: int = 0) -> list[Dialo
         return DRAWN[source](count or _DRAWN_IF_NOT_SAID, "train")
     kind, colon, place = source.partition(":")
     if source.endswith((".jsonl", ".json")) and not colon:
-        found = from_jsonl(source)
+        found = from_jsonl(source, answered=answered)
     elif kind == HUB:
         name, _, split = place.partition(":")
-        return from_dataset(_dataset(name, split), name, count, seed)
+        return from_dataset(_dataset(name, split), name, count, seed, answered=answered)
     elif colon and kind in corpora.LAYOUTS:
         found = corpora.read(kind, place, seed)
     else:
         kinds = [*DRAWN, "FILE.jsonl", f"{HUB}:NAME", *(f"{k}:PATH" for k in corpora.LAYOUTS)]
         raise UnknownName("source of examples", source, kinds)
     return [found[number] for number in _drawn(len(found), count, seed)]
+
+
+def public(source: str) -> str:
+    """How a record that others read calls a source: of a folder or file the last part alone."""
+    layout, colon, place = source.partition(":")
+    if source in DRAWN or (layout == HUB and not Path(place.partition(":")[0]).is_dir()):
+        return source
+    return f"{layout}:{Path(place).name}" if colon else Path(source).name
 
 
 def _drawn(among: int, count: int | None, seed: int) -> Sequence[int]:
@@ -145,7 +157,12 @@ def single_turns(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
 
 
 def from_dataset(
-    dataset: Any, name: str = "dataset", count: int | None = None, seed: int = 0
+    dataset: Any,
+    name: str = "dataset",
+    count: int | None = None,
+    seed: int = 0,
+    *,
+    answered: bool = True,
 ) -> list[Dialogue]:
     """Rows of a Hugging Face `datasets` dataset (or any sequence of dicts).
 
@@ -160,12 +177,13 @@ def from_dataset(
         name: how errors call it.
         count: how many rows are drawn; all, in their order, if None.
         seed: of the drawing.
+        answered: whether every turn must have an answer.
 
     Raises:
         InputError: a row has another form; the message names it.
     """
     rows = _undecoded(dataset)
-    return [_row(rows, number, name) for number in _drawn(len(rows), count, seed)]
+    return [_row(rows, number, name, answered) for number in _drawn(len(rows), count, seed)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +238,7 @@ def _dataset(name: str, wanted: str) -> Any:
         ) from error
 
 
-def _row(rows: Any, number: int, name: str) -> Dialogue:
+def _row(rows: Any, number: int, name: str, answered: bool) -> Dialogue:
     row: Table[str, Any] = rows[number]
     where = f"{name}, row {number}"
     is_video = any(row.get(key) is not None for key in ("frames", "video"))
@@ -244,7 +262,7 @@ def _row(rows: Any, number: int, name: str) -> Dialogue:
         )
     # Ids of published sets are not always their own.
     name = f"{number}-{row['id']}" if row.get("id") is not None else str(number)
-    return Dialogue(name, found, _turns(row, where), is_video)
+    return Dialogue(name, found, _turns(row, where, answered), is_video)
 
 
 def _video(value: Any, where: str) -> tuple[Picture, ...]:
@@ -276,7 +294,7 @@ def _decoded(read: Callable[[], bytes], name: str) -> Image.Image:
     return decoded(io.BytesIO(read()), name)
 
 
-def _turns(row: Table[str, Any], where: str) -> tuple[Turn, ...]:
+def _turns(row: Table[str, Any], where: str, answered: bool) -> tuple[Turn, ...]:
     if row.get("conversations") is not None:
         return corpora.conversation_turns(row["conversations"], where)
     if row.get("messages") is not None:
@@ -290,7 +308,7 @@ def _turns(row: Table[str, Any], where: str) -> tuple[Turn, ...]:
     given: Any = row["turns"] if row.get("turns") is not None else [row]
     if not isinstance(given, Iterable) or isinstance(given, str | dict) or not given:
         raise InputError(f'{where}: "turns" must be a list of questions with answers.')
-    return tuple(turn(each, where) for each in given)
+    return tuple(turn(each, where, answered) for each in given)
 
 
 def _text(content: Any) -> str:

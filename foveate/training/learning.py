@@ -191,7 +191,7 @@ def train(
     values |= found.values if found else {}
     if process.first:
         known = {
-            "settings": record["recipe"],
+            "settings": recipe.effective,
             "data": {key: record[key] for key in ("dialogues", "validation", "answers")},
             "measured": values,
             **({"accuracy": dataclasses.asdict(found)} if found else {}),

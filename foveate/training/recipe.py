@@ -83,6 +83,17 @@ class Recipe:
                 raise InputError(f"The weight {name} must be finite; got {value}.")
 
     @property
+    def effective(self) -> dict[str, Any]:
+        """Every number as it counts, for a record: what is not said by its value, no idle one."""
+        found = dataclasses.asdict(self)
+        found["rate"] = _RATES[self.optimiser] if self.rate is None else self.rate
+        found["bound"] = _BOUNDS[self.optimiser] if self.bound is None else self.bound
+        found["micro_batch"] = self.micro_batch or self.batch
+        idle = {"epochs" if self.steps is not None else "steps"}
+        idle |= {"bound"} if self.clip == "none" else set()
+        return {name: value for name, value in found.items() if name not in idle}
+
+    @property
     def weights(self) -> Weights:
         """Of the losses."""
         return Weights(self.entropy, self.collapse)
@@ -105,7 +116,6 @@ class Recipe:
     def arguments(self, out: str, processes: int, **more: Any) -> dict[str, Any]:
         """What `transformers.TrainingArguments` takes of it."""
         micro, passes = self.parts(processes)
-        bound = _BOUNDS[self.optimiser] if self.bound is None else self.bound
         return {
             "output_dir": out,
             "per_device_train_batch_size": micro,
@@ -114,10 +124,10 @@ class Recipe:
             "num_train_epochs": self.epochs,
             "max_steps": -1 if self.steps is None else self.steps,
             "optim": OPTIMISERS[self.optimiser],
-            "learning_rate": _RATES[self.optimiser] if self.rate is None else self.rate,
+            "learning_rate": self.effective["rate"],
             "weight_decay": 0.0,
             "lr_scheduler_type": self.schedule,
-            "max_grad_norm": bound if self.clip == "norm" else 0.0,
+            "max_grad_norm": self.effective["bound"] if self.clip == "norm" else 0.0,
             "seed": self.seed,
             "logging_steps": self.log_every,
             "logging_nan_inf_filter": False,  # it would show the last good loss for ever
@@ -134,6 +144,4 @@ class Recipe:
     @property
     def clipped_value(self) -> float | None:
         """What each entry of a gradient is clipped at; None if it is not."""
-        if self.clip != "value":
-            return None
-        return _BOUNDS[self.optimiser] if self.bound is None else self.bound
+        return self.effective["bound"] if self.clip == "value" else None

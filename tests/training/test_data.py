@@ -313,6 +313,34 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
         data.examples(f"hf:{tmp_path / 'set'}:held")
 
 
+def test_questions_without_answers_are_enough_where_the_model_gives_them(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    asked = {"image": "a.png", "turns": [{"question": "a?"}, {"question": "b?", "answer": "y"}]}
+    (tmp_path / "some.jsonl").write_text(json.dumps(asked))
+    with pytest.raises(InputError, match='expected "question" and "answer"'):
+        data.examples(str(tmp_path / "some.jsonl"))
+    (found,) = data.examples(str(tmp_path / "some.jsonl"), answered=False)
+    assert [turn.answers for turn in found.turns] == [(), ("y",)]
+    assert not found.turns[0].right("")
+    row = {"image": str(tmp_path / "a.png"), "question": "a?"}
+    assert data.from_dataset([row], answered=False)[0].turns[0].answers == ()
+    for bad in ({"question": ""}, {"question": "a?", "answer": 3}):
+        with pytest.raises(InputError, match="row 0"):
+            data.from_dataset([row | bad], answered=False)
+
+
+def test_a_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for source, said in (
+        ("second-tiles", "second-tiles"),
+        ("hf:owner/name:train", "hf:owner/name:train"),
+        (f"hf:{tmp_path / 'set'}", "hf:set"),
+        (f"gqa:{tmp_path / 'set'}", "gqa:set"),
+        (f"{tmp_path / 'some.jsonl'}", "some.jsonl"),
+    ):
+        assert data.public(source) == said
+
+
 def test_pictures_of_a_dataset_stay_on_disk_until_they_are_looked_at(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     shades = [Image.new("RGB", (3, 3), (i // 2, 9, 9)) for i in range(8)]

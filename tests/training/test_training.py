@@ -318,6 +318,14 @@ def test_killed_behind_its_last_step_it_is_not_trained_any_further(
     assert again.values == whole.values
 
 
+def test_a_record_says_what_counts() -> None:
+    found = dataclasses.replace(TINY, optimiser="sgd").effective
+    assert (found["rate"], found["bound"], found["steps"]) == (1e-3, 1e-2, 4)
+    assert "epochs" not in found and found["micro_batch"] == 4
+    free = Recipe(clip="none").effective
+    assert free["epochs"] == 2.0 and not {"steps", "bound"} & set(free)
+
+
 def test_a_loss_that_is_no_number_ends_it(teacher: Teacher, tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, rate=1e30, schedule="constant")
     with pytest.raises(InputError, match="smaller rate"):
