@@ -365,8 +365,8 @@ def test_a_file_whose_parts_do_not_fit_is_refused(
         Mapping.load(path)
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SavedFileError, match=r"absent.safetensors is no safetensors file: No such"):
         Mapping.load(tmp_path / "absent.safetensors")
 
 

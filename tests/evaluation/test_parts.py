@@ -85,8 +85,10 @@ def test_chains_as_typed() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_value_of_the_wrong_kind_is_told() -> None:
-    with pytest.raises(InputError, match="wrong kind"):
+    with pytest.raises(InputError, match="layer of fastv is a whole number or null; got 'deep'"):
         parse_method("fastv:layer=deep")
+    with pytest.raises(InputError, match="wrong kind"):
+        parse_method("relevance:channels=3")
 
 
 def test_budgets_that_a_method_states_itself_come_once() -> None:
