@@ -71,9 +71,15 @@ def take_over(
         )
     kept = [] if not (noted := folder / AGAIN).is_file() else json.loads(noted.read_text())
     note(noted, [*kept, {"made": there.facts[_CODE], "same": now, "dialogues": len(dialogues)}])
-    lines = [there.facts | {_CODE: now}, *there.records.values()]
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # What was not asked again is not taken over.
+    same = {setting for setting, _ in asking.store.records}
+    partial = file.with_suffix(".again")
+    partial.unlink(missing_ok=True)
+    store = Store(partial, there.facts | {_CODE: now})
+    for record in there.records.values():
+        if record["setting"] in same:
+            store.add(**record)
+    store.close()
     partial.replace(file)
 
 

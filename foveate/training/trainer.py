@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from foveate.errors import InputError
@@ -28,8 +29,7 @@ from foveate.training.teacher import Teacher
 
 COMPLETE = "complete"  # in a checkpoint of which every file has been written
 STILL, STILL_LOGS = 1e-5, 3  # a norm of all gradients that moves nothing; logs in a row of it
-# As the Trainer calls them.
-_WEIGHTS, TRAINER_STATE_NAME = "model.safetensors", "trainer_state.json"
+_WEIGHTS = "model.safetensors"  # as the Trainer calls it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,7 +195,8 @@ def test_answers_of_earlier_code_are_taken_over_if_they_are_the_same(
     result = run(folder, *places, "--again", "2")
     assert result.exit_code == 2 and "the present code gives 1 others" in result.output
     assert file.read_text().startswith(old)
-    file.write_text(made)
+    gone = json.dumps({"setting": "gone", "dialogue": "test-0", "answers": ["a"]})
+    file.write_text(made + gone + "\n")  # of a setting that the page has no longer
     asked: list[str] = []
     converse = Batch.converse
 
@@ -206,7 +207,7 @@ def test_answers_of_earlier_code_are_taken_over_if_they_are_the_same(
     monkeypatch.setattr(Batch, "converse", watched)
     assert run(folder, *places, "--again", "2").exit_code == 0
     assert set(asked) == {"test-0", "test-1"}  # the third stays as it is
-    assert file.read_text().splitlines()[0] == first
+    assert file.read_text().splitlines() == [first, *rest]
     text = (tmp_path / "paper.md").read_text()
     assert "of 0.0 (old); they were taken over" in text and "about 2 dialogues again" in text
     asked.clear()
