@@ -110,6 +110,27 @@ def test_the_best_mappings_are_stored_and_told(tmp_path: Path, cache: str, capsy
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "mappings").iterdir()} == stamps
 
 
+def test_questions_need_no_answers_but_those_that_are_learned_from(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    lines = []
+    for shade in range(4):
+        Image.new("RGB", (128, 128), (60 * shade, 30, 30)).save(tmp_path / f"{shade}.png")
+        asked = {"image": f"{shade}.png", "turns": [{"question": "what colour is it ?"}]}
+        lines.append(json.dumps(asked))
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(lines))
+    more = ("--data", str(data), "--json")
+    assert main([*arguments(tmp_path / "a", str(tmp_path / "c"), *more), "--batch", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not any(name.startswith("accuracy") for name in found["values"])
+    assert "mine.jsonl', count=10, seed=0, answered=False)" in " ".join(found["python"])
+    assert str(tmp_path) not in (Path(found["compressor"]) / "README.md").read_text()
+    given = [*arguments(tmp_path / "b", str(tmp_path / "c"), *more), "--answers", "given"]
+    assert main(given) == 1
+    assert 'expected "question" and "answer"' in capsys.readouterr().err
+
+
 def test_mappings_of_other_data_under_the_same_names_are_made_anew(
     tmp_path: Path, capsys: Capture
 ) -> None:

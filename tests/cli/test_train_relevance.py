@@ -84,6 +84,8 @@ def test_it_trains_a_compressor_for_a_checkpoint(
     names: dict[str, Any] = {}
     exec("\n".join(found["python"]), names)  # the record would refuse another training
     assert names["trained"].values == found["values"]
+    card = (Path(found["compressor"]) / "README.md").read_text()
+    assert "source: mine.jsonl, more.jsonl" in card and str(tmp_path) not in card
     made = foveate.load(found["compressor"], model=model)
     assert type(made) is catalog.method_class(method)
     assert getattr(made, "kinds") == ("image",)  # noqa: B009  (of a learned one)
