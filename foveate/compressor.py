@@ -102,8 +102,9 @@ class VisualTokens:
         wide_keys: (n, c) those keys.
         cls: (v, d) the tower's CLS outputs, one a tile: the virtual sources n..n+v-1 of P where
             the projector takes them one by one; narrower than `features` where it joins patches.
-        question: (l, e) input embeddings of the user's text in the turn being answered, without
-            template tokens if the prompt's structure is known; never empty.
+        question: (l, e) input embeddings of the user's text in the turn being answered. Without
+            the processor (`attach(..., processor=)`) all text behind the picture counts, earlier
+            turns and template tokens included; never empty.
         question_ids: (l,) its token ids; None if the prompt came as embeddings.
         question_text: the same, as a string.
         tiles: (n,) which tile, frame or packed picture of the tower each slot was encoded in.
@@ -117,7 +118,8 @@ class VisualTokens:
             token was written, that one, and what was dropped before keeps its own.
         text: (t, e) input embeddings of all text after the picture (of all text, if none
             follows it), template tokens included.
-        asked: (t,) which of these tokens are the question.
+        asked: (t,) which of these tokens are the question; all, where it stands before the
+            picture.
         text_states: (t, d) their states entering this layer.
         normed, text_normed: (n, d), (t, d) states through the model's final norm.
         before: attention of the layer that has just run, as it ran.

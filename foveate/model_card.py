@@ -40,18 +40,26 @@ def model_card(record: Table[str, Any]) -> str:
 
 def _example(base: str, keep: int | float) -> str:
     """How it is used, from nothing."""
-    loaded = f'AutoModelForImageTextToText.from_pretrained("{base}")' if "/" in base else "..."
+    named = "/" in base
+    model, processor = (
+        f'{auto}.from_pretrained("{base}")' if named else f"...  # {of}"
+        for auto, of in (
+            ("AutoModelForImageTextToText", base or "the base model"),
+            ("AutoProcessor", "its processor"),
+        )
+    )
     return "\n".join(
         [
             "```python",
             "# pip install foveate",
             "import foveate",
-            *(["from transformers import AutoModelForImageTextToText"] if "/" in base else []),
+            *(["from transformers import AutoModelForImageTextToText, AutoProcessor"] * named),
             "",
-            f"model = {loaded}" + ("" if "/" in base else f"  # {base or 'the base model'}"),
+            f"model = {model}",
+            f"processor = {processor}",
             'method = foveate.load("owner/name", model=model)  # where this card is; or a folder',
-            f"with foveate.attach(model, method, keep={keep!r}):",
-            "    model.generate(**inputs)  # inputs as the model's processor makes them",
+            f"with foveate.attach(model, method, keep={keep!r}, processor=processor):",
+            "    model.generate(**inputs)  # inputs as the processor makes them",
             "```",
         ]
     )

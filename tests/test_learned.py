@@ -91,7 +91,7 @@ def test_what_is_uploaded_says_what_it_is_and_what_it_costs(
     assert set(uploaded) == {"README.md", "compressor.json", "compressor.safetensors"}
     card = uploaded["README.md"]
     assert "- revision: 0123abc\n" in card and "base_model: someone/a-model" in card
-    assert "keep=0.05)" in card and "100 of 230 dialogues held out" in card
+    assert "keep=0.05, processor=processor)" in card and "100 of 230 dialogues held out" in card
     assert "| full model | 0.900 | 576.0 | 576.0 |\n| 5 % | 0.850 | 28.0 | 28.0 |\n" in card
     assert "Training: accuracy" not in card
     assert 'from_pretrained("someone/a-model")\n' in card and "# pip install foveate\n" in card

@@ -294,7 +294,7 @@ class Decision:
             if reads & {Reads.QUESTION, Reads.QUESTION_TEXT}:
                 found |= self._question(part, row, live.question, embeds, now.prompt)
             if reads & (_TEXT | _LOOKS):
-                asked = torch.isin(torch.tensor(live.text), torch.tensor(live.question))
+                asked = torch.isin(torch.tensor(live.text), torch.tensor(live.asking))
                 found["asked"] = asked.to(states.device)
             if Reads.TEXT in reads:
                 found["text"] = embeds[row, torch.tensor(live.text).to(embeds.device)].detach()
@@ -378,7 +378,7 @@ class Decision:
             mask=mask,
             visual=places(live.alive),
             text=places(live.text),
-            question=places(live.question),
+            question=places(live.asking),
             everyone=real.nonzero().flatten().to(device),
             last=int(places([live.last])[0]),
             ones=ones,

@@ -229,7 +229,7 @@ class Decoder:
             live.last = prompt.last(p.row)
             if decision.reads_text:
                 live.text = prompt.text(p.row, sorted(visual[p.row]))
-                live.question = prompt.question(p.row, live.text, decision.template)
+                live.question = prompt.question(p.row, sorted(visual[p.row]), decision.template)
                 decision.check_text(live)
             now.live.append(live)
             self.items.append(live.item)

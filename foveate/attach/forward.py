@@ -77,7 +77,7 @@ class Live:
     item: Item
     alive: Int[Tensor, " m"]  # sequence positions of its current rows, ascending
     source: Int[Tensor, " m"]  # the slot whose position and DeepStack rows each row carries
-    # Positions of the text after it, and of the user's question in it, where they are read.
+    # Positions of the text after all pictures, and of the user's question, where they are read.
     text: list[int] = dataclasses.field(default_factory=list)
     question: list[int] = dataclasses.field(default_factory=list)
     last: int = 0  # position of its row's last token
@@ -87,6 +87,12 @@ class Live:
     steps: dict[int, int | None] = dataclasses.field(default_factory=dict)
     # Embeddings of its rows that replace those of their anchors before layer 0; None: none do.
     entered: Tensor | None = None
+
+    @property
+    def asking(self) -> list[int]:
+        """The question in the text after it; all of that text where the question stands before."""
+        asked = set(self.question)
+        return [i for i in self.text if i in asked] or self.text
 
     @classmethod
     def all_of(cls, placed: Placed) -> Live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from foveate.adapters import adapter_for
 from foveate.adapters.base import Adapter, Layout, join
 from foveate.attach.capture import Capture
 from foveate.errors import AttachError
+from foveate.prompting import conversation
 
-_PROBE = "zebra"
+_PROBE, _REPLY = "zebra", "okapi"
 _PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
@@ -137,18 +139,25 @@ class Prompt:
 
         Never empty if there is any text.
         """
-        pictures = set(visual)
-        real = [i for i in self.real[row].nonzero().flatten().tolist() if i not in pictures]
-        return [i for i in real if not visual or i > visual[-1]] or real
+        every = self._every(row, visual)
+        return [i for i in every if not visual or i > visual[-1]] or every
 
-    def question(self, row: int, text: list[int], template: Template | None) -> list[int]:
-        """Of the positions `text`, the user's text in the turn being answered.
+    def question(self, row: int, visual: list[int], template: Template | None) -> list[int]:
+        """Positions of the user's text in the turn being answered.
 
-        Template tokens are left out where `template` knows them. Never empty if `text` is not.
+        Behind the last picture; where the template's own tokens alone stand there, before it.
+        Without a template all text counts, as `text` gives it. Never empty if that is not.
         """
+        text = self.text(row, visual)
         if template is None or not text:
             return text
-        return template.strip(self.ids[row].tolist(), text) or text
+        ids = self.ids[row].tolist()
+        return template.strip(ids, text) or template.strip(ids, self._every(row, visual)) or text
+
+    def _every(self, row: int, visual: list[int]) -> list[int]:
+        """Positions of all text of row `row`."""
+        pictures = set(visual)
+        return [i for i in self.real[row].nonzero().flatten().tolist() if i not in pictures]
 
     def last(self, row: int) -> int:
         """Position of the last token of row `row`."""
@@ -173,47 +182,60 @@ def placed(model: Any, inputs: dict[str, Any]) -> list[Placed]:
 
 
 class Template:
-    """The tokens a chat template puts around a question, found by rendering one."""
+    """What a chat template writes around a question, found by rendering two turns.
+
+    Tokens are compared by their text without white space: a tokenizer may join the same words in
+    other ways where they stand by themselves.
+    """
 
     def __init__(self, processor: Any) -> None:
-        self.before, self.after = [], []
+        self.head = self.tail = ""
         tokenizer = getattr(processor, "tokenizer", processor)
         self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = {i for i, token in added.items() if token.special}
         render = getattr(processor, "apply_chat_template", None)
         if render is None or not getattr(processor, "chat_template", None):
             return
-        message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}
-        text = render([message], add_generation_prompt=True, tokenize=False)
-        head, found, tail = str(text).partition(_PROBE)
-        if found:
-            self.before = self._ids(head)
-            self.after = self._ids(tail)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        first = _bare(conversation(processor, [_PROBE], pictures=0))
+        later = _bare(conversation(processor, [_REPLY, _PROBE], [_REPLY], pictures=0))
+        begin, found, self.tail = first.partition(_PROBE)
+        again = later.rpartition(_REPLY)[2].partition(_PROBE)
+        if found and again[1]:
+            # A conversation begins with more than a turn does.
+            self.head = _ending(begin, again[0])
 
     def decode(self, ids: list[int]) -> str:
         """The text of some token ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def strip(self, ids: list[int], text: list[int]) -> list[int]:
-        """Of the positions `text` in `ids`, those between the template's own tokens."""
-        end = _last(ids, self.after, text[0], text[-1] + 1)
-        if end is None:
-            return []
-        start = text[0]
-        header = self.before[-3:]  # enough to know a turn's start; longer heads hold BOS
-        found = _last(ids, header, start, end)
-        if found is not None:
-            start = found + len(header)
-        return [i for i in text if start <= i < end]
+        """Of the positions `text` in `ids`, the question of the last turn.
+
+        Empty if the template's own words are not there, or nothing is between them.
+        """
+        pieces = [_bare(self.tokenizer.decode([ids[i]])) for i in text]
+        starts = list(itertools.accumulate(map(len, pieces), initial=0))
+        whole = "".join(pieces)
+        end = whole.rfind(self.tail) if self.tail else -1
+        found = whole.rfind(self.head, 0, end) if self.head and end >= 0 else -1
+        begin = found + len(self.head) if found >= 0 else 0
+        inside = [
+            k
+            for k, i in enumerate(text)
+            if starts[k] < end and starts[k + 1] > max(begin, starts[k])
+            if ids[i] not in self._special
+        ]
+        return text[inside[0] : inside[-1] + 1] if inside else []
 
 
-def _last(ids: list[int], part: list[int], start: int, end: int) -> int | None:
-    """Where `part` last occurs in ids[start:end]; None if it does not."""
-    if not part:
-        return None
-    for i in range(end - len(part), start - 1, -1):
-        if ids[i : i + len(part)] == part:
-            return i
-    return None
+def _bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def _ending(one: str, other: str) -> str:
+    """What two texts end with alike."""
+    same = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(one[::-1], other[::-1], strict=False)
+    )
+    return "".join(letter for letter, _ in same)[::-1]

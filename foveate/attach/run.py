@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, cast
@@ -123,6 +124,14 @@ class Run:
             self.method = method = method.fitted(model)
         self._adapter = adapter_for(model)
         template = None if processor is None else Template(processor)
+        learned = [p for p in method.parts if p.trainable and p.prompt_aware]
+        if template is None and learned and self._acts:
+            warnings.warn(
+                f"{type(learned[0]).__name__} learned from questions alone, and without the "
+                "processor it is told the chat\ntemplate's tokens and earlier turns as well. Pass "
+                "it: foveate.attach(..., processor=processor).",
+                stacklevel=3,
+            )
         decision = Decision(
             self._adapter,
             method,
@@ -268,8 +277,9 @@ def attach(
             and positions. `foveate show METHOD` lists them.
         positions: ``"original"`` (kept tokens keep their position ids; the default) or
             ``"reindex"`` (contiguous ids, as several authors' code does).
-        processor: the model's processor; lets methods that read the question leave the chat
-            template's tokens out, and read it as a string.
+        processor: the model's processor; lets methods that read the question leave out the chat
+            template's tokens and earlier turns, and read it as a string. Those that learned from
+            questions warn without it.
         encoded: features computed once by `encode`, to be shared between settings.
         fields: fields of the method when it is given by name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import foveate
+from foveate import reference
 from foveate.attach.prompt import placed
 from foveate.errors import BudgetError, StageNotAvailable
 from foveate.methods.relevance import Predictor, Relevance, observed, scaled
@@ -158,3 +160,14 @@ def test_the_attention_is_what_the_layer_would_give() -> None:
     after = torch.arange(int(slots[-1]) + 1, inputs["input_ids"].shape[1])
     expected = truth[after][:, slots].mean(0)
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_processor_it_says_what_it_is_told() -> None:
+    model, processor = reference.load()
+    with pytest.warns(UserWarning, match="learned from questions alone"):
+        foveate.attach(model, "relevance", keep=5).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        foveate.attach(model, "relevance", keep=5, processor=processor).detach()
+        foveate.attach(model, "relevance", keep=1.0).detach()
+        foveate.attach(model, "sparsevlm", keep=0.5).detach()  # nobody taught it
