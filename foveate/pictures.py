@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.errors import InputError
 
@@ -35,7 +36,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """An image in RGB.
+    """An image in RGB, turned as its EXIF says that it is meant to be seen.
 
     Args:
         file: where its bytes are.
@@ -48,7 +49,7 @@ def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as opened:
-                return opened.convert("RGB")
+                found = opened.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{name} is too large: it holds more than {Image.MAX_IMAGE_PIXELS:,} pixels.\n"
@@ -63,6 +64,11 @@ def decoded(file: Path | io.BytesIO, name: str) -> Image.Image:
             f"{name} is broken: {str(error).splitlines()[0] if str(error) else 'unreadable'}.\n"
             "Save or download it again."
         ) from error
+    # Pillow raises almost anything at malformed EXIF, in reading it or after turning the picture
+    # in writing it anew; the picture itself is whole.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(found, in_place=True)
+    return found
 
 
 def _scene(text: str) -> Image.Image:

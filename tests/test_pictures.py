@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from foveate.errors import InputError
 from foveate.pictures import load_image
@@ -15,6 +15,20 @@ def test_an_image_and_a_scene(tmp_path: Path) -> None:
     Image.new("L", (5, 3), 9).save(tmp_path / "grey.png")
     assert load_image(tmp_path / "grey.png").mode == "RGB"
     assert load_image("scene:4").size == (128, 128)
+
+
+def test_a_photograph_is_turned_as_it_is_meant_to_be_seen(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2))
+    picture.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # held so that the left side of the picture is its top
+    for kind in ("png", "tiff", "webp"):
+        picture.save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
+        found = load_image(tmp_path / f"a.{kind}")
+        assert found.size == (2, 4) and found.getpixel((1, 0)) == (255, 255, 255)
+        assert ExifTags.Base.Orientation not in found.getexif()  # nobody turns it again
+    picture.save(tmp_path / "odd.jpg", exif=b"Exif\0\0no TIFF file")
+    assert load_image(tmp_path / "odd.jpg").size == (4, 2)
 
 
 def refused(path: Path | str) -> str:

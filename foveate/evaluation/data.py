@@ -18,6 +18,7 @@ from foveate.evaluation.stored import Stored
 from foveate.pictures import load_image
 from foveate.reference.worlds import FIRST, SECOND
 
+PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")  # of a picture, in many models' prompts
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = re.compile(r"[^\w\s%.:/-]|(?<!\d)[.:](?!\d)|[.:/-](?=\s|$)")
 
@@ -276,19 +277,24 @@ def turn(record: Any, where: str, answered: bool = True) -> Turn:
         answered: whether it must have one.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is something else, or has the place of a picture in it.
     """
     asked = record.get("question") if isinstance(record, dict) else None
     answers = (record.get("answers") or record.get("answer")) if asked else None
     answers = [answers] if isinstance(answers, str) else answers
     right = isinstance(answers, list | tuple) and all(isinstance(a, str) and a for a in answers)
-    if asked and isinstance(asked, str) and answers is None and not answered:
-        return Turn(asked, (), str(record.get("kind") or ""))
-    if not isinstance(asked, str) or not answers or not right:
+    missing = answers is None and not answered
+    if not asked or not isinstance(asked, str) or not (missing or (answers and right)):
         raise InputError(
             f'{where}: expected "question" and "answer" (or "answers"); got {record!r:.80}.'
         )
-    return Turn(asked, tuple(answers), str(record.get("kind") or ""))
+    texts = (asked, *(answers or ()))
+    if place := next(filter(None, map(PLACEHOLDER.search, texts)), None):
+        raise InputError(
+            f"{where}: a question or an answer holds {place.group().strip()}.\n"
+            "Leave it out: the pictures stand before the first question by themselves."
+        )
+    return Turn(asked, texts[1:], str(record.get("kind") or ""))
 
 
 def form(dialogue: Dialogue) -> int:

@@ -4,16 +4,18 @@
 | --- | --- |
 | `gqa` | `train_balanced_questions.json`, `images/ID.jpg` |
 | `vqav2` | `v2_OpenEnded_mscoco_train2014_questions.json`, its annotations, `train2014/` |
-| `llava-instruct` | `llava_instruct_150k.json`, `images/` or `train2017/` |
+| `llava-instruct` | `llava_instruct_150k.json`; pictures in `images/`, `train2017/`, or beside it |
 | `llava-video` | `*.json` with conversations, the videos |
 | `nextqa` | `train.csv`, `videos/ID`; or `map_vid_vidorID.json` and `NExTVideo/1164/3238737531` |
-| `activitynetqa` | `train_q.json`, `train_a.json`, `videos/NAME` |
+| `activitynetqa` | `train_q.json`, `train_a.json`, `videos/v_NAME` or `videos/NAME` |
 
 A path to a questions file serves as well as the folder. Questions about one GQA or VQA v2 image
 become dialogues of three turns (MT-GQA and MT-VQA-v2 of arXiv 2603.21701, section 6.1): in seeded
 order, three by three; what is left over is left out. A video is a file (`ID.mp4` and the like) or a
-folder of frames, which comes first; `FRAMES` of them are taken at even distances. The folder of
-videos may have any name: `videos` is looked into first, then the others beside the file.
+folder of frames, which comes first; `FRAMES` of them are taken at even distances, in the order of
+the numbers in their names. The folder of videos may have any name: `videos` is looked into first,
+then the others beside the file. The file of a mixture such as `llava_v1_5_mix665k.json`, whose
+entries name the pictures' folders (`gqa/images/1.jpg`), reads as `llava-instruct`.
 """
 
 from __future__ import annotations
@@ -28,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Picture, Turn, turn
+from foveate.evaluation.data import PLACEHOLDER, Dialogue, Picture, Turn, turn
 from foveate.evaluation.videos import FRAMES, SUFFIXES, frames_of
 
 TURNS = 3  # of a dialogue that is built by grouping
-_PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -60,7 +61,7 @@ def conversation_turns(said: Any, where: str) -> tuple[Turn, ...]:
     """LLaVA's conversations: human and gpt (or user and assistant) in turn, pictures left out.
 
     Raises:
-        InputError: they do not alternate, or are empty.
+        InputError: they do not alternate, or one is empty.
     """
     parts = [each if isinstance(each, dict) else {} for each in _list(said, where)]
     texts, roles = [str(p.get("value") or "") for p in parts], [p.get("from") for p in parts]
@@ -72,8 +73,10 @@ def conversation_turns(said: Any, where: str) -> tuple[Turn, ...]:
         raise InputError(
             f"{where}: expected conversations of human and gpt in turn; got {roles!r:.80}."
         )
-    pairs = zip(texts[::2], texts[1::2], strict=True)
-    return tuple(Turn(_PLACEHOLDER.sub(" ", q).strip(), (a.strip(),)) for q, a in pairs)
+    texts = [PLACEHOLDER.sub(" ", text).strip() for text in texts]
+    if not all(texts[1::2]):
+        raise InputError(f"{where}: an answer holds nothing but the place of a picture.")
+    return tuple(Turn(q, (a,)) for q, a in zip(texts[::2], texts[1::2], strict=True))
 
 
 def grouped(
@@ -146,16 +149,26 @@ def _vqav2(place: Path, seed: int) -> list[Dialogue]:
 
 def _llava_instruct(place: Path, seed: int) -> list[Dialogue]:
     file = _file(place, "llava_instruct_150k.json")
-    images = _folder(file.parent, ("images", "train2017", "coco/train2017", "."))
-    found, seen = [], dict[Path, Any]()
+    folders = ["images", "train2017", "coco/train2017", "."]
+    found, seen = [], dict[str, Path]()
     for number, entry in enumerate(_json(file, list)):
         where = f"{file}, entry {number}"
         if isinstance(entry, dict) and "image" not in entry:
             continue  # text only, as some mixtures hold
-        picture = _seen(images / str(_field(entry, "image", where)), where, seen)
-        seen[picture] = None
+        name = str(_field(entry, "image", where))
+        if name not in seen:
+            root = file.parent
+            base = next((each for each in folders if (root / each / name).is_file()), None)
+            if base is None:
+                raise InputError(
+                    f"{where}: no picture {name}.\nLooked into {', '.join(folders)} of {root}."
+                )
+            seen[name] = root / base / name
+            # Looked into first from now on: the next one is probably there, too.
+            folders.remove(base)
+            folders.insert(0, base)
         turns = conversation_turns(entry.get("conversations"), where)
-        found.append(Dialogue(f"{number}-{entry.get('id', '')}", (picture,), turns))
+        found.append(Dialogue(f"{number}-{entry.get('id', '')}", (seen[name],), turns))
     return found
 
 
@@ -189,9 +202,7 @@ def _nextqa(place: Path, seed: int) -> list[Dialogue]:
             if not answer.isdigit() or int(answer) >= 5 or not choices[int(answer)]:
                 raise InputError(f"{where}: the answer must be a number 0..4; got {answer!r}.")
             answer = str(choices[int(answer)])
-        asked = _field(row, "question", where).strip()
-        kind = str(row.get("type") or "")
-        one = Turn(asked if asked.endswith("?") else f"{asked}?", (answer.strip(),), kind)
+        one = Turn(_asked(row, where), (answer.strip(),), str(row.get("type") or ""))
         found.append(Dialogue(f"{line}", frames, (one,), is_video=True))
     return found
 
@@ -217,13 +228,15 @@ def _activitynetqa(place: Path, seed: int) -> list[Dialogue]:
         if key not in answers:
             raise InputError(f"{where}: question_id {key} has no answer in {noted.name}.")
         right = answers[key]
-        asked = _field(entry, "question", where)
         record = {
-            "question": asked if asked.endswith("?") else f"{asked}?",
+            "question": _asked(entry, where),
             "answer": right.get("answer"),
             "kind": str(right.get("type", "")),
         }
-        frames = _frames(places, (Path(_field(entry, "video_name", where)),), where)
+        # As published, files are called v_NAME and entries NAME.
+        name = _text(entry, "video_name", where)
+        names = dict.fromkeys((name, f"v_{name}", name.removeprefix("v_")))
+        frames = _frames(places, [Path(each) for each in names], where)
         found.append(Dialogue(str(key), frames, (turn(record, where),), is_video=True))
     return found
 
@@ -289,9 +302,22 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _field(entry: Any, name: str, where: str) -> Any:
     found = entry.get(name) if isinstance(entry, dict) else None
-    if found is None or found == "":
-        raise InputError(f'{where} has no "{name}"; got {entry!r:.80}.')
+    if not isinstance(found, str | int | float) or found == "":
+        raise InputError(f'{where} has no text or number "{name}"; got {entry!r:.80}.')
     return found
+
+
+def _text(entry: Any, name: str, where: str) -> str:
+    found = _field(entry, name, where)
+    if not isinstance(found, str):
+        raise InputError(f'{where}: "{name}" must be a text; got {found!r}.')
+    return found
+
+
+def _asked(entry: Any, where: str) -> str:
+    """The question, with the mark that some data sets leave out."""
+    asked = _text(entry, "question", where).strip()
+    return asked if asked.endswith("?") else f"{asked}?"
 
 
 def _seen(picture: Path, where: str, known: Table[Path, Any]) -> Path:
@@ -332,13 +358,20 @@ def _frames(places: Sequence[Path], names: Sequence[Path], where: str) -> tuple[
             f"{where}: no video {files[0]}.\n"
             f"Expected that file, or a folder of frames {places[0] / bare[0]}."
         )
-    frames = sorted(each for each in folder.iterdir() if each.suffix.lower() in _PICTURES)
+    pictures = (each for each in folder.iterdir() if each.suffix.lower() in _PICTURES)
+    frames = sorted(pictures, key=_natural)
     if not frames:
         raise InputError(f"{where}: {folder} holds no frames ({', '.join(_PICTURES)}).")
     if len(frames) <= FRAMES:
         return tuple(frames)
     # The middles of equal stretches.
     return tuple(frames[(2 * i + 1) * len(frames) // (2 * FRAMES)] for i in range(FRAMES))
+
+
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    """Puts frame2 before frame10."""
+    parts = re.split(r"(\d+)", file.name)  # texts and numbers in turn, so that likes are compared
+    return [int(each) if each.isdecimal() else each for each in parts], file.name
 
 
 def _list(value: Any, where: str) -> list[Any]:

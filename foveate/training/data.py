@@ -216,6 +216,7 @@ def _undecoded(dataset: Any) -> Any:
 def _dataset(name: str, wanted: str) -> Any:
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise MissingDependency("datasets", f"The dataset {name!r}", "train") from error
     try:
@@ -230,7 +231,8 @@ def _dataset(name: str, wanted: str) -> Any:
                 f"Leave it out: {HUB}:{name}."
             )
         return found
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    # A dataset that is a script is a RuntimeError.
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
             f"Cannot load {wanted or _TRAIN!r} of the dataset {name!r}: "

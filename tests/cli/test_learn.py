@@ -34,6 +34,7 @@ def arguments(out: Path, cache: str, *more: str) -> list[str]:
 
 def test_it_trains_saves_and_goes_on(tmp_path: Path, cache: str, capsys: Capture) -> None:
     command = arguments(tmp_path, cache, "--keep", "8", "--keep", "5%", "--start", "pca")
+    command += ["--cache-limit", "inf"]
     assert main([*command, "--json"]) == 0
     said = capsys.readouterr()
     out = json.loads(said.out)
@@ -80,6 +81,9 @@ def test_the_python_lines_are_the_same_training(
         (["--set", "size=3"], "size"),
         (["--answers", "none"], "answers must be"),
         (["--cache-limit", "0.00001"], "would take"),
+        (["--cache-limit", "0"], "--cache-limit must be above 0, or inf for none; got 0"),
+        (["--cache-limit", "-1"], "got -1"),
+        (["--cache-limit", "nan"], "got nan"),
         (["--batch", "400"], "needs as many dialogues"),
     ],
 )

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from foveate.errors import InputError, UnknownName
-from foveate.evaluation.data import Dialogue, Turn, from_clips, from_reference, from_tiles
+from foveate.evaluation.data import (
+    Dialogue,
+    Turn,
+    from_clips,
+    from_reference,
+    from_tiles,
+    pixels,
+)
 from foveate.evaluation.stored import Stored
 from foveate.training import data
 from foveate.training.corpora import FRAMES, read
@@ -120,12 +127,51 @@ def test_llava_instruct(tmp_path: Path) -> None:
     assert found.turns == (Turn("What is it?", ("A dog.",)), Turn("Where?", ("At home.",)))
 
 
+def test_a_mixture_names_the_folders_of_its_pictures(tmp_path: Path) -> None:
+    names = ["coco/train2017/1.jpg", "gqa/images/1.jpg", "ocr_vqa/images/1.jpg", "1.jpg", "2.jpg"]
+    picture(tmp_path / "coco/train2017/2.jpg")
+    for name in [*names[:3], "images/1.jpg"]:
+        picture(tmp_path / name)
+    text_only = {"id": "8", "conversations": llava({})["conversations"]}
+    entries = [llava({"image": name}) for name in names]
+    file = write(tmp_path / "llava_v1_5_mix665k.json", [*entries, text_only])
+    found = read("llava-instruct", file)
+    assert [each.pictures for each in found] == [
+        (tmp_path / name,) for name in [*names[:3], "images/1.jpg", "coco/train2017/2.jpg"]
+    ]
+    write(file, [llava({"image": "coco/train2017/3.jpg"})])
+    with pytest.raises(InputError, match=r"entry 0: no picture coco/train2017/3.jpg") as error:
+        read("llava-instruct", file)
+    assert "Looked into images, train2017, coco/train2017, ." in str(error.value)
+
+
+def test_places_of_pictures_in_a_conversation_are_left_out(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    entry = llava({"image": "1.jpg"})
+    entry["conversations"][1]["value"] = "A dog <image>\nin a <video> of it."
+    write(tmp_path / "llava_instruct_150k.json", [entry])
+    (found,) = read("llava-instruct", tmp_path)
+    assert found.turns[0] == Turn("What is it?", ("A dog in a of it.",))
+    entry["conversations"][1]["value"] = "<image>"
+    write(tmp_path / "llava_instruct_150k.json", [entry])
+    with pytest.raises(InputError, match="entry 0: an answer holds nothing but"):
+        read("llava-instruct", tmp_path)
+
+
 def test_llava_video_takes_frames_at_even_distances(tmp_path: Path) -> None:
     video(tmp_path / "academic" / "v1", 17)
     write(tmp_path / "0_30_s_oe.json", [llava({"video": "academic/v1.mp4"})])
     (found,) = read("llava-video", tmp_path)
     assert found.is_video and len(found.pictures) == FRAMES and len(found.turns) == 2
     assert [int(p.stem) for p in found.pictures] == [1, 3, 5, 7, 9, 11, 13, 15]
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(1, 17):
+        picture(tmp_path / "v1" / f"frame{number}.jpg")
+    write(tmp_path / "0_30_s_oe.json", [llava({"video": "v1.mp4"})])
+    (found,) = read("llava-video", tmp_path)
+    assert [int(Path(str(p)).stem[5:]) for p in found.pictures] == list(range(2, 17, 2))
 
 
 @pytest.mark.parametrize(("entry", "file"), [("a/v1.mp4", "a/v1.mp4"), ("v.1", "videos/v.1.avi")])
@@ -176,15 +222,36 @@ def test_nextqa_in_folders_of_its_own(tmp_path: Path, mapped: bool) -> None:
     ] * 3
 
 
-def test_activitynetqa(tmp_path: Path) -> None:
-    video(tmp_path / "videos" / "v_abc", 2)
-    write(
-        tmp_path / "train_q.json",
-        [{"video_name": "v_abc", "question_id": "v_abc_1", "question": "is he outside"}],
-    )
-    write(tmp_path / "train_a.json", [{"question_id": "v_abc_1", "answer": "yes", "type": 3}])
+def activitynetqa(root: Path, name: str = "okC18bPTils", **asked: Any) -> None:
+    """As published: entries without v_ before the video's name, questions that end in a space."""
+    key = f"v_{name.removeprefix('v_')}_1"
+    question = {"video_name": name, "question_id": key, "question": "is he outside "}
+    write(root / "train_q.json", [question | asked])
+    write(root / "train_a.json", [{"question_id": key, "answer": "yes", "type": 3}])
+
+
+@pytest.mark.parametrize("file", ["v_okC18bPTils", "okC18bPTils", "v_okC18bPTils.mkv"])
+@pytest.mark.parametrize("name", ["okC18bPTils", "v_okC18bPTils"])
+def test_activitynetqa(tmp_path: Path, name: str, file: str) -> None:
+    if file.endswith(".mkv"):
+        film(tmp_path / "videos" / file, [0, 240])
+    else:
+        video(tmp_path / "videos" / file, FRAMES)
+    activitynetqa(tmp_path, name)
     (found,) = read("activitynetqa", tmp_path)
     assert found.turns == (Turn("is he outside?", ("yes",), "3"),) and found.is_video
+    assert found.name == "v_okC18bPTils_1" and len(found.pictures) == FRAMES
+
+
+@pytest.mark.parametrize(
+    "asked", [{"video_name": 5}, {"question": ["is he"]}, {"question_id": ["v_1"]}]
+)
+def test_an_entry_of_another_type_is_named(tmp_path: Path, asked: dict[str, Any]) -> None:
+    video(tmp_path / "videos" / "v_okC18bPTils", 2)
+    activitynetqa(tmp_path, **asked)
+    with pytest.raises(InputError, match=r"train_q\.json, question 0") as error:
+        read("activitynetqa", tmp_path)
+    assert next(iter(asked)) in str(error.value)
 
 
 def broken(root: Path, kind: str) -> str:
@@ -329,6 +396,25 @@ def test_questions_without_answers_are_enough_where_the_model_gives_them(tmp_pat
             data.from_dataset([row | bad], answered=False)
 
 
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_the_place_of_a_picture_is_refused_in_a_record(tmp_path: Path, key: str) -> None:
+    picture(tmp_path / "a.png")
+    said = {"question": "a?", "answer": "b"}
+    said[key] = f"<image>\n{said[key]}"
+    good = {"image": "a.png", "turns": [{"question": "a < image > b?", "answer": "b"}]}
+    lines = [json.dumps(each) for each in (good, {"image": "a.png", "turns": [said]})]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"some\.jsonl:2: a question or an answer holds <image>"):
+        data.examples(str(tmp_path / "some.jsonl"))
+
+
+def test_a_dataset_that_is_a_script_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "old.py").write_text("import datasets\n")
+    with pytest.raises(InputError, match="Dataset scripts are no longer supported"):
+        data.examples(f"hf:{tmp_path / 'old.py'}")
+
+
 def test_a_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for source, said in (
@@ -359,6 +445,29 @@ def test_pictures_of_a_dataset_stay_on_disk_until_they_are_looked_at(tmp_path: P
     # A transform of one's own is kept.
     turned = made.with_transform(lambda batch: {**batch, "question": ["what ?"] * len(batch["id"])})
     assert data.from_dataset(turned)[0].turns[0].question == "what ?"
+
+
+def test_a_turned_photograph_is_the_same_in_a_file_and_in_a_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = tmp_path / "a.jpg"
+    Image.effect_noise((4, 2), 50).save(file, exif=exif)
+    asked = {"question": ["q"], "answer": ["a"]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string")}
+        | {"answer": datasets.Value("string")}
+    )
+    stored = [{"bytes": file.read_bytes(), "path": None}]
+    made = datasets.Dataset.from_dict({"image": stored, **asked}, features=features)
+    rows = [
+        *data.from_dataset([{"image": file, "question": "q", "answer": "a"}]),
+        *data.from_dataset(made),
+        *data.from_dataset(list(made)),  # decoded by the package datasets
+    ]
+    shown = [each.load()[0] for each in rows]
+    assert [each.size for each in shown] == [(2, 4)] * 3
+    assert len({pixels(each) for each in shown}) == 1
 
 
 def test_lists_of_stored_pictures_and_broken_ones(tmp_path: Path) -> None:
