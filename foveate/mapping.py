@@ -158,8 +158,7 @@ class Mapping:
     ) -> Mapping:
         """P from a full matrix, which may carry gradients.
 
-        Anchors default to each row's heaviest source, made distinct: rows choose in order of
-        their largest weight, and a slot that is taken goes to its nearest free neighbour.
+        Anchors default to each row's heaviest source, made distinct (`distinct_anchors`).
         """
         n = matrix.shape[1] - virtual
         if anchors is None:
@@ -376,7 +375,9 @@ def distinct_anchors(weights: Float[Tensor, "m n"]) -> Int[Tensor, " m"]:
     """A different source slot for every row of `weights` (m, n), m <= n.
 
     Rows choose by descending largest weight (ties: lower row first); each takes its heaviest
-    free source, ties going to the lower slot.
+    free source, ties going to the lower slot. So of several rows with one and the same sharp
+    maximum all but the first live where their next weights are, however small, and where these
+    are zero in the lowest slots.
     """
     m, n = weights.shape
     if m > n:

@@ -31,6 +31,8 @@ from foveate.mapping import Mapping
 
 WEIGHTINGS = ("gradient", "mean")
 EXPLAINED = ("logit", "logprob")
+# What is differentiated is taken so many times: in float16 the gradients of a sure answer vanish.
+_SCALES = {torch.float16: 2.0**14}
 _BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -40,7 +42,8 @@ class Rule:
 
     Attributes:
         weighting: ``"gradient"`` weights each attention probability by its gradient, as the paper
-            does; ``"mean"`` takes attention alone (attention rollout without its identity share).
+            does; ``"mean"`` takes attention alone (attention rollout with half of it the identity,
+            up to a factor).
         relu: whether negative products are set to zero before the mean over heads: Chefer's
             rule 5. The paper's Eq. 1 has none.
         explained: what is differentiated, the answer token's ``"logit"`` or its ``"logprob"``; the
@@ -207,6 +210,11 @@ class _Trace:
 
     rule: Rule
     row: Float[Tensor, "b s"]
+    scale: float = 1.0  # of the gradients that arrive
+
+    def move(self, by: Sequence[Tensor]) -> None:
+        """To the layer before: what each prompt's row grows by, on whatever device."""
+        self.row = self.row + torch.stack([each.to(self.row) for each in by])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -255,6 +263,7 @@ class _Weighted(torch.autograd.Function):
         """The kernel's own output; `start` is what is differentiated by, in the first layer."""
         ctx.save_for_backward(q, k, v)
         ctx.maps, ctx.trace = maps, trace
+        ctx.start = None if start is None else start.device
         out: Tensor = kernel(q, k, v)
         return out
 
@@ -266,14 +275,17 @@ class _Weighted(torch.autograd.Function):
         heads = q.shape[1]
         wanted = any(ctx.needs_input_grad[:3])
         grads = [torch.zeros_like(x, dtype=_precision(x)) for x in (q, k, v)] if wanted else []
-        moved = torch.zeros_like(trace.row)
+        moved = []
         for row in range(len(q)):
             queries, keys, values = (_wide(x[row], heads) for x in (q, k, v))
+            own = trace.row[row].to(queries.device)
+            moved.append(torch.zeros_like(own))
             upper = given[row].transpose(0, 1).to(values.dtype)  # (h, s, d)
             for which, a in maps.blocks(row, queries, keys):
                 weighted = a * (upper[:, which] @ values.mT)  # A * dA   (h, r, s)
                 counted = weighted.relu() if trace.rule.relu else weighted
-                moved[row] += torch.einsum("i,hij->j", trace.row[row, which], counted) / heads
+                found = torch.einsum("i,hij->j", own[which], counted)
+                moved[row] += found / (heads * trace.scale)
                 if wanted:
                     logits = (weighted - a * weighted.sum(-1, keepdim=True)) * maps.scale
                     grads[0][row, :, which] = logits @ keys
@@ -283,10 +295,10 @@ class _Weighted(torch.autograd.Function):
                         strict=True,
                     ):
                         grad[row] += part.unflatten(0, (grad.shape[1], -1)).sum(1)
-        trace.row = trace.row + moved
-        found = [grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=wanted)]
-        first = torch.zeros((), device=q.device) if ctx.needs_input_grad[3] else None
-        return (*(found or (None, None, None)), first, None, None, None)
+        trace.move(moved)
+        down = [grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=wanted)]
+        first = torch.zeros((), device=ctx.start) if ctx.needs_input_grad[3] else None
+        return (*(down or (None, None, None)), first, None, None, None)
 
 
 def _rows(
@@ -316,6 +328,7 @@ def _rows(
                 **inputs, use_cache=False, logits_to_keep=torch.tensor(needed, device=device)
             ).logits
         total = torch.zeros(b, s, dtype=_precision(logits), device=device)
+        trace.scale = _SCALES.get(logits.dtype, 1.0)
         for t in range(max(map(len, answers))):
             rows = [row for row, answer in enumerate(answers) if len(answer) > t]
             trace.row = torch.zeros_like(total)
@@ -325,7 +338,7 @@ def _rows(
                 scores = logits[row, column[places[row][t]]].to(total.dtype)
                 if rule.explained == "logprob":
                     scores = scores.log_softmax(-1)
-                scalar = scalar + scores[answers[row][t]]
+                scalar = scalar + trace.scale * scores[answers[row][t]]
             if rule.weighting == "gradient":
                 torch.autograd.grad(scalar, start, retain_graph=True)
             else:
@@ -364,12 +377,14 @@ def _serve(
 def _roll_out(trace: _Trace, passed: Sequence[tuple[Tensor, Tensor, _Maps]]) -> None:
     """Move the row from the last layer to the first: r <- r + r E_h(A)."""
     for q, k, maps in reversed(passed):
-        moved = torch.zeros_like(trace.row)
+        moved = []
         for row in range(len(q)):
             queries, keys = _wide(q[row], q.shape[1]), _wide(k[row], q.shape[1])
+            own = trace.row[row].to(queries.device)
+            moved.append(torch.zeros_like(own))
             for which, a in maps.blocks(row, queries, keys):
-                moved[row] += trace.row[row, which] @ a.mean(0)
-        trace.row = trace.row + moved
+                moved[row] += own[which] @ a.mean(0)
+        trace.move(moved)
 
 
 @contextlib.contextmanager

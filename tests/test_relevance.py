@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate import relevance
+from foveate import reference, relevance
 from foveate.errors import InputError, UnknownName
+from foveate.evaluation import from_reference
+from foveate.prompting import conversation, model_inputs
 from foveate.relevance import Rule, _Maps
 from tests.families.models import FAMILIES, VIDEO_FAMILIES
 from tests.laws.laws import Case, answered, assert_same_state, snapshot
@@ -170,6 +172,23 @@ def test_half_precision_is_finite() -> None:
     case = Case("llava_next", dtype=torch.bfloat16)
     found = relevance.explain(case.model(), case.batch().inputs, ANSWERS)
     assert all(each.isfinite().all() and each.abs().max() > 0 for each in found)
+
+
+def test_a_sure_answer_does_not_vanish_in_float16() -> None:
+    """The gradients of its log-probability are about as small as what is left to one."""
+    model, processor = reference.load()
+    (scene,) = from_reference(1)
+    text = conversation(processor, [scene.turns[0].question])
+    inputs = model_inputs(processor, model, [text], [scene.load()])
+    answer = relevance.own_answers(model, inputs)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight *= 3  # surer
+    (truth,) = relevance.explain(model, inputs, answer)
+    assert float(truth.abs().max()) < 1e-6
+    inputs = {k: v.half() if v.is_floating_point() else v for k, v in inputs.items()}
+    (found,) = relevance.explain(model.half(), inputs, answer)
+    assert float((found - truth).norm() / truth.norm()) < 0.05
 
 
 def test_what_cannot_be_explained_says_why() -> None:

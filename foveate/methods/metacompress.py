@@ -22,6 +22,9 @@ Differs from the paper's code:
     all places share, zero at first; the pooling's windows are centred and cut at the ends;
     `pool="2d"` averages over an even lattice of the picture instead, which fits tiles and frames.
     The paper calls the kernel s and the stride k in one place and the other way round in another.
+    The paper puts the m rows one behind the other where the picture was, in the order of their
+    queries, as `positions="reindex"` does; usually each has the place and the position of the slot
+    it lives in. Every picture has a P of its own; newline tokens of tiled models stay outside it.
     The start "pca" (`foveate train`) begins with the directions in which a model's tokens vary,
     and with minus their mean as the offset, not with the published random numbers.
 

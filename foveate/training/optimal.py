@@ -6,7 +6,10 @@ is kept, each row's heaviest source, is then compared with the attention that he
 (Figures 1 and 5).
 
 Open in the paper and decided here: L_pred is the mean over the tokens of all answers. Every
-picture has a P_raw of its own, so the dialogues of a batch do not touch each other.
+picture has a P_raw of its own, so the dialogues of a batch do not touch each other. As with every
+method here a row has the place and the position of its heaviest free source, found anew in every
+step (`positions="reindex"`: one behind the other). The attention of the tower is that of the layer
+whose features are taken, not of its last one.
 """
 
 from __future__ import annotations

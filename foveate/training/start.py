@@ -62,10 +62,16 @@ def pca_start(sharpness: float = 8.0, whiten: bool = False) -> Start:
         sharpness, whiten: see `principal_directions`.
 
     Raises:
-        InputError: (by what is returned) the method's `dim` is above the width of a token.
+        InputError: (by what is returned) the method's `dim` is above the width of a token, or it
+            has parameters already.
     """
 
     def start(method: Any, model: Any, examples: Sequence[Entry]) -> LearnedCompressor:
+        if method.net is not None:
+            raise InputError(
+                "The start pca makes first parameters, and the method has some already.\n"
+                "Leave out start=, or take the method without them."
+            )
         found: LearnedCompressor = method.initialised(model)
         net: Any = found.net
         width = len(net.query)

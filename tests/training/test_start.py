@@ -108,3 +108,10 @@ def test_more_directions_than_numbers_are_refused() -> None:
     with pytest.raises(InputError, match="128 directions at most") as error:
         pca_start()(catalog.make("metacompress", dim=129), model, [])
     assert len(str(error.value).splitlines()) <= 4
+
+
+def test_parameters_that_are_there_are_not_replaced() -> None:
+    model, _ = reference.load()
+    method = catalog.make("metacompress", dim=4).initialised(model)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="has some already"):
+        pca_start()(method, model, [])
