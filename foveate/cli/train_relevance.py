@@ -65,6 +65,7 @@ def command(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for the pairs, to share between runs.")
     ] = None,
+    cache_limit: learn.Limit = 50.0,
     evaluate_every: Annotated[int, typer.Option(help="Steps.", min=1)] = 500,
     save_every: Annotated[int, typer.Option(help="Steps.", min=1)] = 500,
     tensorboard: learn.Tensorboard = True,
@@ -116,9 +117,10 @@ def command(
     settings.recipe(batch, process.count).parts(process.count)  # told before the model runs
     process.hold(loaded)
     where = cache or folder / "pairs"
+    asked["max_bytes"] = learn.in_bytes(cache_limit)
     pairs = Pairs(loaded, processor, where, chosen, **asked)
     with learn.shown(len(dialogues)) as (told, answered, tell):
-        running: dict[str, Any] = {"batch_size": run, "done": answered}
+        running: dict[str, Any] = {"batch_size": run, "tell": told, "done": answered}
         learned = list(pairs.gather(learned, wanted, process, **running))
         pairs.gather(held, None, process, **running)
         tally = pairs.tally([*learned, *held])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from foveate.errors import InputError, SavedFileError
+
+_PARTIAL, _STALE = ".partial", 3600.0  # seconds
 
 
 def packed(tensors: Table[str, Tensor], meta: Table[str, str]) -> bytes:
@@ -25,7 +29,7 @@ def write(file: Path, content: bytes) -> None:
     """Write a file as a whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # Of its own process: two may compute the same entry.
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}{_PARTIAL}")
     try:
         partial.write_bytes(content)
         os.replace(partial, file)
@@ -46,13 +50,19 @@ def is_whole(file: Path) -> bool:
         return False
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    file: Path, begins: Sequence[str] = ("",)
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and what was said beside them.
+
+    Args:
+        file: as `packed` made it.
+        begins: only those whose names begin with one of these, in their order.
 
     Raises:
         SavedFileError: it is not there, or cut off.
     """
-    return _read(file, with_tensors=True)
+    return _read(file, begins)
 
 
 def read_meta(file: Path) -> dict[str, str]:
@@ -61,15 +71,16 @@ def read_meta(file: Path) -> dict[str, str]:
     Raises:
         SavedFileError: it is not there, or cut off.
     """
-    return _read(file, with_tensors=False)[1]
+    return _read(file, ())[1]
 
 
-def _read(file: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(file: Path, begins: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), framework="pt") as opened:
-            names = opened.keys() if with_tensors else ()
+            every = sorted(opened.keys()) if begins else []
+            names = [each for begin in begins for each in every if each.startswith(begin)]
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata())
     except (SafetensorError, OSError) as error:
         raise SavedFileError(
@@ -81,6 +92,14 @@ def _read(file: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, 
 def nbytes(files: Iterable[Path]) -> int:
     """What files take together; those that are not there take nothing."""
     return sum(each.stat().st_size for each in set(files) if each.is_file())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing, an hour ago or more."""
+    for each in folder.rglob(f"*{_PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):  # another process has done so
+            if time.time() - each.stat().st_mtime > _STALE:
+                each.unlink()
 
 
 class Room:
@@ -98,6 +117,7 @@ class Room:
     ) -> None:
         self.folder, self.limit = folder, limit
         self.there = nbytes(files)
+        _clear(folder)
         self._left = None if limit is None else (limit - self.there) // processes
 
     @property
@@ -115,9 +135,9 @@ class Room:
         grown = sum(map(len, contents.values())) - nbytes(contents)
         if self._left is not None and grown > self._left:
             raise InputError(
-                f"The full model's answers and features would take more than the limit of "
-                f"{self.limit:,} bytes:\n{self.there:,} are in {self.folder}, the next "
-                f"{len(contents)} files need {grown:,}.\n"
+                f"What the full model says would take more than the limit of {self.limit:,} "
+                f"bytes:\n{self.there:,} are in {self.folder}, the next {len(contents)} files need "
+                f"{grown:,}.\n"
                 "Raise the limit, and the same call goes on from there; or use fewer dialogues."
             )
         if grown > (free := self.free):

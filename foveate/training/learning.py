@@ -21,9 +21,10 @@ from foveate.fingerprint import of_bits, of_weights
 from foveate.learned import LearnedCompressor
 from foveate.training import processes
 from foveate.training.accuracy import MOST, measure
+from foveate.training.entries import Size
 from foveate.training.recipe import Recipe
 from foveate.training.student import Objective, Student, eq10, frozen
-from foveate.training.teacher import Entry, Size, Teacher
+from foveate.training.teacher import Entry, Teacher
 
 RECORD, FOLDER = "training.json", "compressor"
 _SAMPLE = 64  # dialogues that a start may look at
@@ -226,10 +227,14 @@ def need(package: str, purpose: str) -> None:
 
 
 def begin(folder: Path, record: dict[str, Any]) -> None:
-    """Write what this training is, or check that it is the one in the folder."""
+    """Write what this training is, or check that it is the one in the folder.
+
+    One that has made no step there yet gives way: another number of dialogues may be what its own
+    error asked for.
+    """
     file = folder / RECORD
     plain = json.loads(json.dumps(record))
-    if file.is_file():
+    if file.is_file() and any(folder.glob("checkpoint-*")) | (folder / FOLDER).exists():
         with contextlib.suppress(json.JSONDecodeError):
             there = json.loads(file.read_text())
             if there == plain:

@@ -20,16 +20,17 @@ from foveate.attach.prompt import Placed, placed
 from foveate.compressor import VisualTokens
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, fingerprint, form, parts
+from foveate.evaluation.data import Dialogue
 from foveate.fingerprint import of_weights
 from foveate.methods.relevance import Relevance
 from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
-from foveate.training.files import is_whole, nbytes, packed, read_meta, read_tensors, write
+from foveate.training.entries import Digests, Size, fill, form_of, named, size
+from foveate.training.files import nbytes, packed, read_meta, read_tensors
 from foveate.training.processes import Process
 from foveate.training.watching import Watching
 
-FORMAT = "2"
+FORMAT = "3"
 LIMIT = 1500  # visual tokens of a sample, as in the paper
 _STRETCH = 64  # dialogues after which it is seen whether there are enough pairs
 
@@ -47,6 +48,57 @@ class Pair:
     seen: Table[str, Tensor]
     relevance: Float[Tensor, " n"]
     is_video: bool = False
+
+    @property
+    def identity(self) -> str:
+        """A hash of it."""
+        found = hashlib.sha256()
+        for values in (*(self.seen[name] for name in sorted(self.seen)), self.relevance):
+            found.update(values.contiguous().float().numpy().tobytes())
+        return found.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The same on disk: what is asked of it is read each time.
+
+    Attributes:
+        file: of a dialogue; its name is a hash of all that it depends on.
+        number: which of the dialogue's pairs it is.
+        picture: which of its pictures it is about.
+        is_video: whether that is a video.
+    """
+
+    file: Path
+    number: int
+    picture: int
+    is_video: bool = False
+
+    @property
+    def seen(self) -> dict[str, Tensor]:
+        """What the method observed.
+
+        Raises:
+            SavedFileError: the file is not there, or cut off.
+        """
+        begins = f"picture.{self.picture}.", f"pair.{self.number}."
+        tensors, _ = read_tensors(self.file, begins)
+        return {name.split(".", 2)[2]: x for name, x in tensors.items()}
+
+    @property
+    def relevance(self) -> Float[Tensor, " n"]:
+        """(n,) R_v, of the answer.
+
+        Raises:
+            SavedFileError: the file is not there, or cut off.
+        """
+        (found,) = read_tensors(self.file, [f"relevance.{self.number}."])[0].values()
+        return found
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others."""
+        return f"{self.file.stem} {self.number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +187,8 @@ class Pairs:
         rule: how relevance is computed.
         limit: visual tokens of a prompt.
         max_new_tokens: the longest answer.
+        max_bytes: that all files of the data together may take, which no write passes; None for no
+            limit.
     """
 
     def __init__(
@@ -147,8 +201,10 @@ class Pairs:
         rule: Rule | None = None,
         limit: int = LIMIT,
         max_new_tokens: int = 16,
+        max_bytes: int | None = None,
     ) -> None:
         self.model, self.processor, self.folder = model, processor, Path(folder)
+        self.max_bytes, self._digest = max_bytes, Digests()
         self.method = method or Relevance()
         self.rule, self.limit, self.max_new_tokens = rule or Rule(), limit, max_new_tokens
         self._identity = {
@@ -166,29 +222,56 @@ class Pairs:
 
     def file(self, dialogue: Dialogue) -> Path:
         """Where the pairs of a dialogue are."""
-        text = json.dumps([self._identity, fingerprint([dialogue])], sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        shown = [self._digest(each) for each in dialogue.pictures]
+        turns = [[turn.question, turn.answers] for turn in dialogue.turns]
+        name = named([self._identity, shown, dialogue.is_video, turns])
+        return self.folder / f"{name}.safetensors"
+
+    def files(self, dialogue: Dialogue) -> list[Path]:
+        """The same."""
+        return [self.file(dialogue)]
+
+    def size(self, dialogues: Sequence[Dialogue]) -> Size:
+        """What all dialogues take, foreseen from those that are stored."""
+        files = {self.file(each): (form_of(each), len(each.turns)) for each in dialogues}
+        return size(f"what is learned from {len(files)} dialogues", files)
 
     def fill(
         self,
         dialogues: Sequence[Dialogue],
         *,
+        whole: Sequence[Dialogue] | None = None,
+        processes: int = 1,
         batch_size: int = 8,
+        foresee: bool = True,
+        tell: Callable[[Size], None] = lambda size: None,
         done: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Compute and store what is not there yet.
 
         Args:
-            dialogues: all that will be trained or measured on.
+            dialogues: all that will be trained or measured on, or this process's share of them.
+            whole: all of them; `dialogues` if None.
+            processes: how many fill the folder at the same time.
             batch_size: of them run at a time.
+            foresee: whether to stop as soon as all are foreseen to take more than they may.
+            tell: given the size of all, after some of each form and before the others.
             done: given how many more dialogues are there.
+
+        Raises:
+            InputError: it would take more than `max_bytes`, or more than the disk has.
         """
-        missing = [each for each in dialogues if not is_whole(self.file(each))]
-        done(len(dialogues) - len(missing))
-        missing.sort(key=form)  # batches are of one form: fewer of them so
-        for part in parts(missing, batch_size):
-            self._compute(missing[part])
-            done(len(missing[part]))
+        fill(
+            self,
+            dialogues,
+            whole=whole,
+            processes=processes,
+            batch_size=batch_size,
+            limit=self.max_bytes,
+            foresee=foresee,
+            tell=tell,
+            done=done,
+        )
 
     def gather(
         self,
@@ -197,6 +280,7 @@ class Pairs:
         process: Process,
         *,
         batch_size: int = 8,
+        tell: Callable[[Size], None] = lambda size: None,
         done: Callable[[int], None] = lambda count: None,
     ) -> Sequence[Dialogue]:
         """Fill with several processes, dialogue after dialogue until there are enough pairs.
@@ -206,6 +290,8 @@ class Pairs:
             wanted: pairs; None for those of all dialogues.
             process: which one this is; each has its share.
             batch_size: dialogues run at a time in each.
+            tell: given the size of all dialogues in the first process, before the most of them;
+                what is asked until there are enough may take less.
             done: given how many more dialogues are there.
 
         Returns:
@@ -215,7 +301,15 @@ class Pairs:
         found = stop = 0
         while stop < len(dialogues) and (wanted is None or found < wanted):
             part = dialogues[stop : stop + size]
-            self.fill(process.share(part), batch_size=batch_size, done=done)
+            self.fill(
+                process.share(part),
+                whole=dialogues,
+                processes=process.count,
+                batch_size=batch_size,
+                foresee=wanted is None,
+                tell=tell if process.first and not stop else lambda size: None,
+                done=done,
+            )
             process.wait()
             found += self.tally(part).pairs
             stop += len(part)
@@ -236,27 +330,20 @@ class Pairs:
         asked = sum(len(each.turns) for each in dialogues)
         return Tally(asked, right, pairs, nbytes(map(self.file, dialogues)))
 
-    def read(self, dialogues: Iterable[Dialogue]) -> list[Pair]:
-        """What was stored of these dialogues.
+    def read(self, dialogues: Iterable[Dialogue]) -> list[Kept]:
+        """What was stored of these dialogues; it stays on disk.
 
         Raises:
             SavedFileError: a file is not there, or cut off.
         """
         found = []
         for each in dialogues:
-            tensors, metadata = read_tensors(self.file(each))
-            for i, picture in enumerate(json.loads(metadata["pictures"])):
-                begins = {f"picture.{picture}.", f"pair.{i}."}
-                seen = {
-                    name.removeprefix(begin): x
-                    for begin in begins
-                    for name, x in tensors.items()
-                    if name.startswith(begin)
-                }
-                found.append(Pair(seen, tensors[f"relevance.{i}"], each.is_video))
+            pictures = json.loads(read_meta(self.file(each))["pictures"])
+            found += [Kept(self.file(each), *one, each.is_video) for one in enumerate(pictures)]
         return found
 
-    def _compute(self, dialogues: Sequence[Dialogue]) -> None:
+    def compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
+        """The files of some dialogues."""
         pictures = [each.load() for each in dialogues]
         batch = Batch(
             self.model, self.processor, dialogues, pictures, frozenset(), self.max_new_tokens
@@ -289,10 +376,11 @@ class Pairs:
                 row, picture = rows[p.row], before.get(p.row, 0)
                 before[p.row] = picture + 1
                 found[row].append((picture, Pair(told, r, p.is_video)))
+        contents = {}
         for dialogue, pairs, texts in zip(dialogues, found, said, strict=True):
             tensors = {}
             for i, (picture, each) in enumerate(pairs):
-                tensors[f"relevance.{i}"] = each.relevance
+                tensors[f"relevance.{i}."] = each.relevance
                 for name, x in each.seen.items():
                     begin = f"picture.{picture}" if name in self.method.of_picture else f"pair.{i}"
                     tensors.setdefault(f"{begin}.{name}", x.contiguous())
@@ -300,7 +388,8 @@ class Pairs:
                 "answers": json.dumps(texts),
                 "pictures": json.dumps([picture for picture, _ in pairs]),
             }
-            write(self.file(dialogue), packed(tensors, known))
+            contents[self.file(dialogue)] = packed(tensors, known)
+        return contents
 
     def _counts(
         self, dialogue: Dialogue, turn: int, said: Sequence[str], there: Sequence[Placed], row: int

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 from transformers.utils import is_torch_bf16_gpu_available
 
 from foveate import catalog, ops, saving
@@ -43,11 +43,12 @@ from foveate.training.learning import (
     need,
     random_start,
 )
-from foveate.training.pairs import Pair
+from foveate.training.pairs import Kept, Pair
 from foveate.training.processes import of
 from foveate.training.recipe import Recipe
 from foveate.training.trainer import (
     Order,
+    SavingTrainer,
     Tell,
     Watch,
     arguments,
@@ -95,21 +96,19 @@ class Examples(Dataset[dict[str, Any]]):
         method: that is trained.
     """
 
-    def __init__(self, pairs: Sequence[Pair], method: RelevancePredictor) -> None:
-        self._items = [
-            {
-                "seen": method.prepared(dict(each.seen)),
-                "labels": label(each.relevance.float()),
-                "video": torch.tensor(each.is_video),
-            }
-            for each in pairs
-        ]
+    def __init__(self, pairs: Sequence[Pair | Kept], method: RelevancePredictor) -> None:
+        self._pairs, self._method = pairs, method
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._items[index]
+        each = self._pairs[index]
+        return {
+            "seen": self._method.prepared(dict(each.seen)),
+            "labels": label(each.relevance.float()),
+            "video": torch.tensor(each.is_video),
+        }
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -209,7 +208,7 @@ class Learner(nn.Module):
         return {"loss": torch.cat(losses).mean()}
 
 
-class RelevanceTrainer(Trainer):
+class RelevanceTrainer(SavingTrainer):
     """The Hugging Face Trainer with an order of its own that the seed alone decides.
 
     Args:
@@ -220,7 +219,7 @@ class RelevanceTrainer(Trainer):
     """
 
     def __init__(
-        self, settings: Settings, tell: Tell, held: Sequence[Pair] = (), **options: Any
+        self, settings: Settings, tell: Tell, held: Sequence[Pair | Kept] = (), **options: Any
     ) -> None:
         self.settings, self.held = settings, held
         super().__init__(**options, data_collator=collate, callbacks=[Watch(self, None, tell)])
@@ -252,11 +251,11 @@ class RelevanceTrainer(Trainer):
 def train(
     method: RelevancePredictor,
     model: nn.Module,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Pair | Kept],
     out: str | Path,
     settings: Settings = Settings(),
     *,
-    validation: Sequence[Pair] = (),
+    validation: Sequence[Pair | Kept] = (),
     held: Sequence[Dialogue] = (),
     processor: Any = None,
     facts: Table[str, Any] | None = None,
@@ -380,17 +379,14 @@ def train(
     return Trained(trained, folder / FOLDER, values)
 
 
-def _identity(pairs: Sequence[Pair]) -> list[Any]:
+def _identity(pairs: Sequence[Pair | Kept]) -> list[Any]:
     """How many pairs, and a hash of them."""
-    found = hashlib.sha256()
-    for each in pairs:
-        for values in (*each.seen.values(), each.relevance):
-            found.update(values.contiguous().float().numpy().tobytes())
+    found = hashlib.sha256("\n".join(each.identity for each in pairs).encode())
     return [len(pairs), found.hexdigest()[:16]]
 
 
 @torch.no_grad()
-def measure(method: RelevancePredictor, pairs: Sequence[Pair]) -> dict[str, float]:
+def measure(method: RelevancePredictor, pairs: Sequence[Pair | Kept]) -> dict[str, float]:
     """Means over pairs: Eq. 3, and the overlap with the most relevant tokens at some shares.
 
     Beside it the same overlaps of the attention itself, where a net is told that: it must beat it.

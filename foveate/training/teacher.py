@@ -12,19 +12,16 @@ and what the divergence falls short of lies within the rest only (`losses.predic
 vocabulary of up to 256 tokens is kept whole.
 
 Every entry's name is a hash of all that it depends on: weights, configuration, dtype, processor,
-pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes
-on where one was interrupted; a file that is cut off is computed again.
+pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes on
+where one was interrupted; a file that is cut off is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +34,12 @@ from foveate.compressor import Reads
 from foveate.errors import InputError, StageNotAvailable
 from foveate.evaluation import fingerprints
 from foveate.evaluation.answering import Batch
-from foveate.evaluation.data import Dialogue, Picture, form, parts, pixels
-from foveate.evaluation.stored import Stored
+from foveate.evaluation.data import Dialogue
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
+from foveate.training.entries import Digests, Size, fill, form_of, named, size
 from foveate.training.features import Packed, pack
-from foveate.training.files import Room, is_whole, nbytes, packed, read_meta, read_tensors, spread
+from foveate.training.files import is_whole, packed, read_meta, read_tensors
 from foveate.training.losses import Distribution
 from foveate.training.transcripts import Transcript, first_inputs, transcript
 
@@ -50,31 +47,6 @@ FORMAT = "1"
 TOP = 256  # tokens of a distribution that are kept apart
 GENERATED, GIVEN = "generated", "given"
 ANSWERS = (GENERATED, GIVEN)
-_PROBE = 8  # dialogues that are computed before the size of all is told, or one of each kind
-_MOST = 32  # of these kinds
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """What a cache takes.
-
-    Attributes:
-        dialogues, pictures: how many entries of each kind.
-        nbytes: of all of them, foreseen from those of each form that are stored.
-        stored: of it, what is on disk already.
-    """
-
-    dialogues: int
-    pictures: int
-    nbytes: int
-    stored: int
-
-    def __str__(self) -> str:
-        return (
-            f"what the full model says about {self.dialogues} dialogues and {self.pictures} "
-            f"pictures takes {self.nbytes / 1e6:,.1f} MB; {self.stored / 1e6:,.1f} MB of it are "
-            "there"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +127,13 @@ class Teacher:
             "processor": fingerprints.processor(processor),
         }
         self._project = adapter_for(model).project
-        self._hashes: dict[Any, tuple[Any, str]] = {}
+        self._digest = Digests()
 
     # ------------------------------------------------------------------ names
 
     def picture_file(self, dialogue: Dialogue) -> Path:
         """Where the features of a dialogue's pictures are."""
-        shown = [self._bytes_of(each) for each in dialogue.pictures]
+        shown = [self._digest(each) for each in dialogue.pictures]
         parts = [shown, dialogue.is_video, sorted(self.reads), self.rows]
         return self.folder / "pictures" / f"{self._hash(parts)}.safetensors"
 
@@ -170,24 +142,16 @@ class Teacher:
         given = self.answers == GIVEN
         turns = [[t.question, t.answers[0] if given else None] for t in dialogue.turns]
         length = None if given else self.max_new_tokens
-        shown = [self._bytes_of(each) for each in dialogue.pictures]
+        shown = [self._digest(each) for each in dialogue.pictures]
         parts = [shown, dialogue.is_video, turns, length, self.top]
         return self.folder / "answers" / f"{self._hash(parts)}.safetensors"
 
-    def _hash(self, parts: Any) -> str:
-        text = json.dumps([self._identity, parts], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+    def files(self, dialogue: Dialogue) -> list[Path]:
+        """Both."""
+        return [self.picture_file(dialogue), self.answer_file(dialogue)]
 
-    def _bytes_of(self, picture: Picture) -> str:
-        """A hash of a picture's bytes, made once for each."""
-        if isinstance(picture, Stored):
-            return picture.digest
-        key = picture if isinstance(picture, Path) else id(picture)
-        if key not in self._hashes:
-            shown = picture.read_bytes() if isinstance(picture, Path) else pixels(picture)
-            # With the picture itself, so that no other one takes its id meanwhile.
-            self._hashes[key] = picture, hashlib.sha256(shown).hexdigest()
-        return self._hashes[key][1]
+    def _hash(self, parts: Any) -> str:
+        return named([self._identity, parts])
 
     # ------------------------------------------------------------------ filling
 
@@ -214,58 +178,26 @@ class Teacher:
         Raises:
             InputError: it would take more than `limit`, or more than the disk has.
         """
-        everything = dialogues if whole is None else whole
-        missing = [each for each in dialogues if not self.has(each)]
-        if not dialogues:
-            return
-        done(len(dialogues) - len(missing))
-        room = Room(self.folder, self.limit, self._files(everything), processes)
-        # Some of each form: the size of all is known before it can matter.
-        probe = dict.fromkeys(spread([_form(each) for each in missing], _MOST))
-        probe |= dict.fromkeys(range(min(_PROBE, len(missing))))
-        few = sorted((missing[i] for i in probe), key=form)
-        rest = sorted((d for i, d in enumerate(missing) if i not in probe), key=form)
         with self._evaluating():
-            for part in parts(few, batch_size):
-                self._compute(few[part], room)
-                done(len(few[part]))
-            size = self.size(everything)
-            self._check(size, room)
-            tell(size)
-            for part in parts(rest, batch_size):
-                self._compute(rest[part], room)
-                done(len(rest[part]))
-
-    def has(self, dialogue: Dialogue) -> bool:
-        """Whether both files are there and whole."""
-        return is_whole(self.answer_file(dialogue)) and is_whole(self.picture_file(dialogue))
+            fill(
+                self,
+                dialogues,
+                whole=whole,
+                processes=processes,
+                batch_size=batch_size,
+                limit=self.limit,
+                tell=tell,
+                done=done,
+            )
 
     def size(self, dialogues: Sequence[Dialogue]) -> Size:
-        """What all dialogues take, foreseen from those that are stored.
-
-        Of a form that nothing is stored of yet, each picture and each turn counts as the mean one.
-        """
-        pictures = {self.picture_file(d): (_form(d)[:2], len(d.pictures)) for d in dialogues}
-        answers = {self.answer_file(d): (_form(d), len(d.turns)) for d in dialogues}
-        foreseen = _foreseen(pictures) + _foreseen(answers)
-        there = nbytes([*pictures, *answers])
-        return Size(len(answers), len(pictures), max(math.ceil(foreseen), there), there)
-
-    def _files(self, dialogues: Sequence[Dialogue]) -> list[Path]:
-        return [f(each) for each in dialogues for f in (self.picture_file, self.answer_file)]
-
-    def _check(self, size: Size, room: Room) -> None:
-        if self.limit is not None and size.nbytes > self.limit:
-            raise InputError(
-                f"The full model's answers and features would take {size.nbytes:,} bytes in "
-                f"{self.folder},\nwhere {size.stored:,} are; the limit is {self.limit:,}.\n"
-                "Raise it, and the same call goes on from there; or use fewer dialogues."
-            )
-        if size.nbytes - size.stored > (free := room.free):
-            raise InputError(
-                f"The full model's answers and features need {size.nbytes - size.stored:,} more "
-                f"bytes in {self.folder};\nits disk has {free:,} free. Choose another folder."
-            )
+        """What all dialogues take, foreseen from those that are stored."""
+        pictures = {self.picture_file(d): (form_of(d)[:2], len(d.pictures)) for d in dialogues}
+        answers = {self.answer_file(d): (form_of(d), len(d.turns)) for d in dialogues}
+        what = (
+            f"what the full model says about {len(answers)} dialogues and {len(pictures)} pictures"
+        )
+        return size(what, pictures, answers)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -277,7 +209,8 @@ class Teacher:
         finally:
             self.model.train(was)
 
-    def _compute(self, dialogues: Sequence[Dialogue], room: Room) -> None:
+    def compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
+        """The files of some dialogues; features that are stored are taken from there."""
         pictures = [each.load() for each in dialogues]
         said = self._said(dialogues, pictures)
         lessons, contents = [], dict[Path, bytes]()
@@ -307,7 +240,7 @@ class Teacher:
             tensors |= {f"types.{name}": value for name, value in lesson.text.types.items()}
             spoken = {"answers": json.dumps(list(answers))}
             contents[self.answer_file(dialogue)] = packed(tensors, spoken)
-        room.write(contents)
+        return contents
 
     def _said(
         self, dialogues: Sequence[Dialogue], pictures: Sequence[Sequence[Image.Image]]
@@ -353,25 +286,3 @@ class Teacher:
 def _features(file: Path) -> Packed:
     tensors, meta = read_tensors(file)
     return Packed(tensors, json.loads(meta["facts"]))
-
-
-def _form(dialogue: Dialogue) -> tuple[bool, int, int]:
-    """What decides, as far as it is known without loading a picture, how large entries are."""
-    return dialogue.is_video, len(dialogue.pictures), len(dialogue.turns)
-
-
-def _foreseen(files: Table[Path, tuple[Any, int]]) -> float:
-    """Bytes of files, some of which are there, each with its form and how many parts it has."""
-    sizes: dict[Any, list[int]] = {}
-    parts = 0
-    for file, (kind, count) in files.items():
-        if file.is_file():
-            sizes.setdefault(kind, []).append(file.stat().st_size)
-            parts += count
-    one = sum(map(sum, sizes.values())) / parts if parts else 0.0
-
-    def mean(kind: Any, count: int) -> float:
-        found = sizes.get(kind)
-        return sum(found) / len(found) if found else one * count
-
-    return sum(mean(kind, count) for kind, count in files.values())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -94,7 +95,29 @@ class Order(Sampler[int]):
         return iter(order[: len(self)])
 
 
-class CompressorTrainer(Trainer):
+class SavingTrainer(Trainer):
+    """The Hugging Face Trainer; where a checkpoint cannot be written it says why."""
+
+    def _save_checkpoint(self, *given: Any, **named: Any) -> None:
+        """A checkpoint; what cannot be written is torn, and the last whole one counts.
+
+        Raises:
+            InputError: the disk is full, or the like.
+        """
+        try:
+            super()._save_checkpoint(*given, **named)
+        # Each writer has an error of its own: the disk's, safetensors', torch's.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder, step = Path(str(self.args.output_dir)), self.state.global_step
+            free = shutil.disk_usage(folder).free
+            raise InputError(
+                f"The checkpoint of step {step} cannot be written into {folder}:\n"
+                f"{str(error).splitlines()[0]:.120} ({free:,} bytes are free).\n"
+                "Make room, and the same call goes on from the checkpoint before it."
+            ) from error
+
+
+class CompressorTrainer(SavingTrainer):
     """Trains a `Student`; the order of the data does not depend on the number of processes.
 
     Args:

@@ -165,8 +165,9 @@ def test_pairs_are_of_right_answers_and_what_is_said_elsewhere(
         seen = pair.seen["attention"]
         assert seen.shape == truth.shape and seen.min() >= 0
     again = Pairs(*loaded, tmp_path, max_new_tokens=4)
-    again._compute = None  # type: ignore[method-assign, assignment]
-    again.fill([one, two])  # nothing is computed twice
+    done.clear()
+    again.fill([one, two], done=done.append)
+    assert done == [2]  # nothing is computed twice
     short = Pairs(*loaded, tmp_path, max_new_tokens=4, limit=24)
     short.fill([one])
     assert short.read([one]) == []
@@ -204,7 +205,12 @@ def test_batches_of_pairs_are_of_one_form_and_as_few_as_can_be(
         for i, frames in enumerate((2, 3, 2, 3))
     ]
     made, parts = Pairs(*loaded, tmp_path), list[list[int]]()
-    monkeypatch.setattr(made, "_compute", lambda part: parts.append([form(one) for one in part]))
+
+    def noted(part: Any) -> dict[Path, bytes]:
+        parts.append([form(one) for one in part])
+        return {}
+
+    monkeypatch.setattr(made, "compute", noted)
     made.fill([clips[0], image, *clips[1:]], batch_size=3)
     assert parts == [[0], [2, 2], [3, 3]]
 
@@ -254,7 +260,7 @@ def test_enough_pairs_are_enough(
     found = made.tally(some)
     right = sum(t.right(a) for d in some for t, a in zip(d.turns, said(made, d), strict=True))
     assert (found.questions, found.right, found.pairs) == (6, right, len(made.read(some)))
-    assert found.nbytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert found.nbytes == sum(each.stat().st_size for each in tmp_path.glob("*.safetensors"))
     assert f"answers {right} of 6 questions right" in str(found)
     # Each of two processes has its share, and both ask the same dialogues in the end.
     shares: list[Any] = []

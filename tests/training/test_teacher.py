@@ -19,10 +19,11 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips
 from foveate.training import data
 from foveate.training.batches import collate
+from foveate.training.entries import Size, has
 from foveate.training.files import is_whole
 from foveate.training.losses import prediction
 from foveate.training.pairs import Pairs
-from foveate.training.teacher import Size, Teacher
+from foveate.training.teacher import Teacher
 from foveate.training.transcripts import first_inputs, transcript
 from tests.families import checkpoints
 from tests.laws.methods import TopNorm
@@ -79,7 +80,7 @@ def test_stored_distributions_are_those_of_a_fresh_forward_pass(
     done: list[int] = []
     teacher.fill(scenes, batch_size=3, tell=told.append, done=done.append)
     assert sum(done) == len(scenes) and len(told) == 1
-    assert told[0].dialogues == 4 and told[0].pictures == 3
+    assert "4 dialogues and 3 pictures takes" in str(told[0])
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) == 7 and told[0].nbytes == sum(f.stat().st_size for f in files)
 
@@ -132,13 +133,13 @@ def test_only_what_is_missing_or_torn_is_computed(
 ) -> None:
     model, processor = loaded
     computed: list[int] = []
-    compute = Teacher._compute
+    compute = Teacher.compute
 
-    def counted(self: Teacher, dialogues: Any, room: Any) -> None:
+    def counted(self: Teacher, dialogues: Any) -> dict[Path, bytes]:
         computed.append(len(dialogues))
-        compute(self, dialogues, room)
+        return compute(self, dialogues)
 
-    monkeypatch.setattr(Teacher, "_compute", counted)
+    monkeypatch.setattr(Teacher, "compute", counted)
     teacher = Teacher(model, processor, tmp_path, answers="given")
     teacher.fill(scenes[:2])
     teacher.fill(scenes[:3])
@@ -239,7 +240,7 @@ def drawn(count: int) -> list[Dialogue]:
 
 
 def used(folder: Path) -> int:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    return sum(each.stat().st_size for each in folder.rglob("*.safetensors"))
 
 
 def noisy(name: str, size: int, pictures: int) -> Dialogue:
@@ -279,7 +280,7 @@ def test_no_write_passes_the_limit(tmp_path: Path) -> None:
     there = used(tmp_path / "part")
     assert total // 2 < there <= limit and f"{there:,} are in" in str(error.value)
     assert len(str(error.value).splitlines()) <= 4
-    files = [each for each in (tmp_path / "part").rglob("*") if each.is_file()]
+    files = list((tmp_path / "part").rglob("*.safetensors"))
     assert all(is_whole(each) for each in files) and len(files) % 4 == 0
     # Of two processes each has half of what is left.
     both = Teacher(model, processor, tmp_path / "both", answers="given", limit=limit)
@@ -328,14 +329,14 @@ def test_every_family_of_processors(family: str, template: bool, tmp_path: Path)
 def test_clips_of_several_lengths_are_stored_in_batches_of_one_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foveate.training.teacher._PROBE", 2)
+    monkeypatch.setattr("foveate.training.entries._PROBE", 2)
     long = [dataclasses.replace(each, name="long") for each in from_clips(1, frames=12)]
     first, second, *short = from_clips(4, frames=8)
     clips = [first, second, short[0], *long, *short[1:]]
     teacher, done = Teacher(*reference.load("reference-tiles"), tmp_path), list[int]()
     teacher.fill(clips, batch_size=4, done=done.append)
     assert done == [0, 2, 1, 2]  # the first two and the first long one, then the others
-    assert all(teacher.has(each) for each in clips)
+    assert all(has(teacher, each) for each in clips)
 
 
 def test_pictures_with_other_palettes_are_others(loaded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from foveate.training.trainer import (
     COMPLETE,
     STILL,
     STILL_LOGS,
+    CompressorTrainer,
     Order,
     Progress,
     _Vanishing,
@@ -232,6 +233,40 @@ def test_positions_and_first_parameters_belong_to_a_training(
         train(further.method, teacher, dialogues, tmp_path / "b", recipe, **options)
 
 
+def test_a_training_without_a_step_gives_way_to_another(teacher: Teacher, tmp_path: Path) -> None:
+    """As the error says that stopped it: with fewer dialogues, say."""
+    small = Teacher(teacher.model, teacher.processor, tmp_path / "cache", limit=1000)
+    with pytest.raises(InputError, match="use fewer dialogues"):
+        run(small, tmp_path / "out")
+    options: dict[str, Any] = {"tensorboard": False, "cpu": True}
+    train(method(), teacher, scenes()[:4], tmp_path / "out", TINY, **options)
+    with pytest.raises(SavedFileError, match="it differs in dialogues"):
+        run(teacher, tmp_path / "out")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_gone_on_from_the_one_before(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(teacher, tmp_path / "whole")
+    real, torn = CompressorTrainer._save_optimizer_and_scheduler, list[str]()
+
+    def full(self: CompressorTrainer, folder: str) -> None:
+        real(self, folder)
+        if self.state.global_step == 4:
+            torn.append(folder)
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CompressorTrainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(InputError, match=r"step 4 cannot be written into .*") as error:
+            run(teacher, tmp_path / "out")
+    assert torn and len(str(error.value).splitlines()) <= 4 and "bytes are free" in str(error.value)
+    last = last_checkpoint(tmp_path / "out")
+    assert last is not None and last.name == "checkpoint-2"
+    again = weights(run(teacher, tmp_path / "out"))
+    assert all(torch.equal(again[k], v) for k, v in weights(whole).items())
+
+
 def moved(teacher: Teacher, out: Path, **changes: Any) -> Tensor:
     """What one step of plain SGD with rate 1 does to all parameters."""
     recipe = dataclasses.replace(TINY, steps=1, optimiser="sgd", rate=1.0, **changes)
@@ -353,7 +388,10 @@ def test_accuracy_is_that_of_the_saved_compressor(teacher: Teacher, tmp_path: Pa
             assert found.values[f"{count}_{name}"] == pytest.approx(expected)
     assert found.values["entering_full"] == 256 and found.values["entering_9"] == 9
     card = (found.folder / "README.md").read_text()
-    assert "keep=0.1)" in card and f"on {len(turns)} questions in 2 dialogues held out" in card
+    assert (
+        "keep=0.1, processor=processor)" in card
+        and f"on {len(turns)} questions in 2 dialogues held out" in card
+    )
     row = f"| 9 tokens | {found.values['accuracy_9']:.3f} | 9.0 | 9.0 |"
     assert row in card and "| full model |" in card
     assert not any(
