@@ -18,7 +18,7 @@ import torch
 
 from foveate import catalog
 from foveate.compressor import Compressor
-from foveate.errors import SavedFileError, UnknownName
+from foveate.errors import SavedFileError
 from foveate.fingerprint import of_weights
 from foveate.model_card import model_card
 
@@ -174,8 +174,6 @@ def load(
             return method
         learned: Any = method
         net = learned.build(wanted["hidden_size"])
-    except UnknownName:
-        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise SavedFileError(
             f"{file} has fields that make no {name} ({str(error).splitlines()[0]}).\n"
