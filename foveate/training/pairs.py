@@ -290,8 +290,8 @@ class Pairs:
             wanted: pairs; None for those of all dialogues.
             process: which one this is; each has its share.
             batch_size: dialogues run at a time in each.
-            tell: given the size of all dialogues in the first process, before the most of them;
-                what is asked until there are enough may take less.
+            tell: given the size of all dialogues in the first process, before the most of them; of
+                the first ones alone where it is not known how many there will be.
             done: given how many more dialogues are there.
 
         Returns:
@@ -303,7 +303,7 @@ class Pairs:
             part = dialogues[stop : stop + size]
             self.fill(
                 process.share(part),
-                whole=dialogues,
+                whole=dialogues[: stop + size],  # no picture is looked at before its turn
                 processes=process.count,
                 batch_size=batch_size,
                 foresee=wanted is None,

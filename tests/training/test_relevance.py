@@ -256,6 +256,8 @@ def test_enough_pairs_are_enough(
     made, alone = Pairs(*loaded, tmp_path, max_new_tokens=4), Process(0, 1, torch.device("cpu"))
     assert made.gather(some, 2, alone) == some[:1]  # two right answers about one picture
     assert not made.file(some[1]).is_file()
+    nowhere = dataclasses.replace(some[1], pictures=(tmp_path / "no.png",))
+    assert made.gather([some[0], nowhere], 2, alone) == some[:1]  # nobody looks at the others
     assert made.gather(some, 3, alone) == some == made.gather(some, None, alone)
     found = made.tally(some)
     right = sum(t.right(a) for d in some for t, a in zip(d.turns, said(made, d), strict=True))
