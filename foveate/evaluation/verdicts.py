@@ -314,6 +314,6 @@ def reasons(verdicts: Sequence[Verdict]) -> str:
         if each.word != HOLDS and each.why:
             found.setdefault((each.word, each.why), []).append(each.claim.source)
     return "\n".join(
-        f"- *{word}*, {why}: {' / '.join(dict.fromkeys(sources))}."
+        f"- *{word}*, {why.rstrip('.')}: {' / '.join(dict.fromkeys(sources))}."
         for (word, why), sources in found.items()
     )
