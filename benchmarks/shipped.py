@@ -66,9 +66,11 @@ def measure(name: str) -> Path:
     compressor = foveate.load(folder, model=loaded)
     held = from_reference(accuracy.MOST, "validation")
     alone = Process(0, 1, loaded.device)
-    found = accuracy.measure(compressor, loaded, processor, held, SHARES, alone)
-    assert found is not None  # these have answers
     known = json.loads((folder / saving.FILE).read_text())["training"]
+    # Those that all cards share, and those that it was trained for.
+    keeps = sorted({*SHARES, *known["settings"].get("keeps", ())}, reverse=True)
+    found = accuracy.measure(compressor, loaded, processor, held, keeps, alone)
+    assert found is not None  # these have answers
     known["accuracy"] = dataclasses.asdict(found)
     return foveate.save(compressor, folder, model=loaded, training=known)
 
