@@ -41,6 +41,8 @@ class LayerAttention:
         last: the prompt's last token.
         ones: makes (s, d) what this layer's position encoding makes of a vector of ones at each
             token's place; None where there is no model.
+        window: keys that a query sees, its own included, where the mask does not say it; None for
+            all of them.
     """
 
     q: Float[Tensor, "h s d"]
@@ -54,6 +56,7 @@ class LayerAttention:
     everyone: Int[Tensor, " r"]
     last: int
     ones: Callable[[], Float[Tensor, "s d"]] | None = None
+    window: int | None = None
 
     @property
     def keys(self) -> Float[Tensor, "n c"]:
@@ -116,11 +119,15 @@ class LayerAttention:
 
     def _visible(self, which: Int[Tensor, " r"]) -> Bool[Tensor, "..."]:
         """What tokens `which` may look at: broadcastable to (h, r, p)."""
-        return visible(self.mask, which, self.k.shape[1], self.offset)
+        return visible(self.mask, which, self.k.shape[1], self.offset, self.window)
 
 
 def visible(
-    mask: Tensor | None, which: Int[Tensor, " r"], keys: int, offset: int = 0
+    mask: Tensor | None,
+    which: Int[Tensor, " r"],
+    keys: int,
+    offset: int = 0,
+    window: int | None = None,
 ) -> Bool[Tensor, "..."]:
     """What queries `which` of one sequence may look at: broadcastable to (h, r, keys).
 
@@ -129,11 +136,13 @@ def visible(
         which: the queries.
         keys: how many there are.
         offset: the key of query 0.
+        window: as `LayerAttention.window`.
     """
     if mask is not None and mask.ndim == 3:
         return visible_keys(mask[:, which])
-    causal = torch.arange(keys, device=which.device) <= (which + offset)[:, None]
-    return causal if mask is None else causal & mask.bool()
+    own, key = (which + offset)[:, None], torch.arange(keys, device=which.device)
+    seen = key <= own if window is None else (key <= own) & (key > own - window)
+    return seen if mask is None else seen & mask.bool()
 
 
 def visible_keys(mask: Tensor) -> Bool[Tensor, "..."]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from collections.abc import Mapping as Table
 from typing import Any
@@ -99,5 +100,6 @@ def _budget(keep: int | float | None) -> str:
 
 
 def _items(values: Table[str, Any]) -> list[str]:
-    known = {key: value for key, value in values.items() if value is not None}
+    plain = json.loads(json.dumps(dict(values)))  # as the record says it, read again or not
+    known = {key: value for key, value in plain.items() if value is not None}
     return [f"- {key.replace('_', ' ')}: {value}" for key, value in known.items()]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from foveate import ops
 from foveate.adapters import adapter_for
 from foveate.adapters.base import Adapter
-from foveate.attach.probe import Kernel, Server, scale_of, served
+from foveate.attach.probe import Kernel, Server, scale_of, served, window_of
 from foveate.attach.prompt import Prompt, placed
 from foveate.attention import BLOCK, visible
 from foveate.compressor import resolve_keep
@@ -223,7 +223,7 @@ class _Maps:
 
     mask: Tensor | None
     scale: float
-    window: int | None  # of kernels that take no mask; elsewhere it is in the mask
+    window: int | None
 
     def blocks(
         self, row: int, q: Float[Tensor, "h s d"], keys: Float[Tensor, "h s d"]
@@ -232,10 +232,7 @@ class _Maps:
         heads, length = q.shape[:2]
         mask = self.mask if self.mask is None else self.mask[row if len(self.mask) > 1 else 0]
         for which in torch.arange(length, device=q.device).split(max(1, BLOCK // (heads * length))):
-            seen = visible(mask, which, length)
-            if self.window is not None:
-                near = torch.arange(length, device=q.device) > which[:, None] - self.window
-                seen = seen & near
+            seen = visible(mask, which, length, window=self.window)
             logits = (q[:, which] @ keys.mT) * self.scale
             # A padded query may see nothing at all.
             yield which, logits.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
@@ -360,8 +357,7 @@ def _serve(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """A decoder layer's attention, noted on the way."""
-    window = kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None
-    maps = _Maps(mask, scale_of(q, kwargs), window)
+    maps = _Maps(mask, scale_of(q, kwargs), window_of(mask, kwargs))
     if trace.rule.weighting == "mean":
         passed.append((q, k, maps))
         return kernel(q, k, v, mask)[0], None

@@ -382,6 +382,7 @@ class Decision:
             everyone=real.nonzero().flatten().to(device),
             last=int(places([live.last])[0]),
             ones=ones,
+            window=looked.window,
         )
 
     def _question(

@@ -27,7 +27,7 @@ from foveate.attach.decision import Decision
 from foveate.attach.encoder import Encoder
 from foveate.attach.forward import Item, Live, Looked, Pass, fill, gather, inverse
 from foveate.attach.layers import LayerHook
-from foveate.attach.probe import probed, scale_of
+from foveate.attach.probe import probed, scale_of, window_of
 from foveate.attach.prompt import Placed, Prompt
 from foveate.attach.tables import (
     Segment,
@@ -122,7 +122,8 @@ class Decoder:
             segment = None if now.tables is None else now.tables.segment(layer)
             offset = now.past if segment is None else segment.length(now.past)
         scale = scale_of(q, kwargs)
-        now.seen = Looked(layer, q.detach(), k.detach(), mask, scale, offset, now.rotations)
+        q, k, window = q.detach(), k.detach(), window_of(mask, kwargs)
+        now.seen = Looked(layer, q, k, mask, scale, offset, now.rotations, window)
 
     def trains(self) -> bool:
         """Whether a backward pass may run the layers again."""

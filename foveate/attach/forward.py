@@ -123,6 +123,7 @@ class Looked:
         scale: factor on the logits.
         offset: the key of query 0.
         rotations: cos and sin with which its tokens were turned; None if the layer got none.
+        window: keys that a query sees, its own included, where the mask does not say it.
     """
 
     layer: int
@@ -132,6 +133,7 @@ class Looked:
     scale: float
     offset: int
     rotations: tuple[Tensor, Tensor] | None
+    window: int | None = None
 
 
 @dataclasses.dataclass(eq=False)

@@ -82,6 +82,11 @@ def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
+def window_of(mask: Tensor | None, kwargs: dict[str, Any]) -> int | None:
+    """The sliding window of an attention call, of kernels whose mask does not hold it."""
+    return kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None
+
+
 def peek(module: nn.Module, reader: Reader, output: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Call an attention module up to its queries and keys, which `reader` gets; no attention.
 

@@ -30,6 +30,8 @@ def flash_like(language: nn.Module) -> Iterator[list[nn.Module]]:
         called.append(module)
         n, m = q.shape[2], k.shape[2]
         visible = torch.ones(n, m, dtype=torch.bool).tril(m - n)[None, None]
+        if (window := kwargs.get("sliding_window")) is not None:
+            visible = visible.triu(m - n - window + 1)
         if mask is not None:
             assert mask.ndim == 2
             visible = visible & mask[:, None, None, :].bool()

@@ -209,6 +209,33 @@ def test_any_kernel_shows_the_same(attn: str) -> None:
         torch.testing.assert_close(one.ahead.rows(last), other.ahead.rows(last))
 
 
+@dataclasses.dataclass(frozen=True)
+class Sliding(Watch):
+    """Behind a layer with a window, and before the next one."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return (1, 2)
+
+
+@torch.no_grad()
+def test_a_kernel_without_masks_shows_its_window() -> None:
+    """Of Gemma 3 the first and third layer have one, of 16 tokens."""
+    case, found = Case("gemma3", dtype=torch.float32), Sliding()
+    model = FAMILIES["gemma3"].build("sdpa", torch.float32)
+    with flash_like(adapter_for(model).language), foveate.attach(model, found, _force=True):
+        model(**case.batch().inputs)
+    windows = []
+    for layer, tokens in found.seen:
+        look = tokens.before if layer == 1 else tokens.ahead
+        assert look is not None and look.window is not None
+        near = look.visual > look.last - look.window
+        given = look.rows(torch.tensor([look.last]))[:, 0]
+        assert bool((given[:, ~near] == 0).all()) and bool((given[:, near] > 0).all())
+        windows.append(bool(near.any()) and not bool(near.all()))
+    assert any(windows)
+
+
 @torch.no_grad()
 def test_a_second_turn_with_a_picture_sees_the_cache() -> None:
     """Keys of the first turn take their share; both ways of looking count them."""
