@@ -44,7 +44,7 @@ LEFT_OUT = {
         "metacompress",
         "relevance",
         "seek",
-    ): "trained for one model each time, and shipped for `reference` alone",
+    ): "trained for one model each time, and shipped for the reference models alone",
 }
 
 Array = np.ndarray

@@ -35,6 +35,11 @@ COMMANDS = {
     "reference/metacompress": "--data scenes --count 1200 --steps 250 --set pool=2d --start pca "
     "--sharpness 30 --whiten --optimiser adamw --rate 2e-4 --schedule cosine --keep 10% --keep 5%",
     "reference/relevance": "--data scenes --count 500 --bf16",
+    "reference-tiles/metacompress": "--data tiles --count 500 --steps 200 --set pool=2d "
+    "--start pca --sharpness 30 --whiten --optimiser adamw --rate 2e-4 --schedule cosine "
+    "--keep 10% --keep 5%",
+    "reference-tiles/seek": "--data tiles --data clips --count 600 --weighting mean "
+    "--set inner=128 --set small=64 --epochs 12 --batch 64 --rate 5e-4 --schedule cosine --bf16",
 }
 
 
