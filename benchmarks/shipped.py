@@ -39,7 +39,7 @@ COMMANDS = {
     "--start pca --sharpness 30 --whiten --optimiser adamw --rate 2e-4 --schedule cosine "
     "--keep 10% --keep 5%",
     "reference-tiles/seek": "--data tiles --data clips --count 600 --weighting mean "
-    "--set inner=128 --set small=64 --epochs 12 --batch 64 --rate 5e-4 --schedule cosine --bf16",
+    "--set inner=128 --set small=64 --epochs 12 --batch 64 --rate 1.5e-3 --schedule cosine",
 }
 
 
