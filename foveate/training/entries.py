@@ -7,6 +7,7 @@ kill: every entry is what it would have been.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -15,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from foveate.errors import InputError
 from foveate.evaluation.data import Dialogue, Picture, form, parts, pixels
@@ -48,25 +49,6 @@ class Size:
         )
 
 
-@runtime_checkable
-class Entries(Protocol):
-    """Files about dialogues, computed by a model."""
-
-    folder: Path
-
-    def files(self, dialogue: Dialogue) -> list[Path]:
-        """Where what is stored of a dialogue is; other dialogues may share some of it."""
-        ...
-
-    def compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
-        """Those files of some dialogues, all of one form, run side by side."""
-        ...
-
-    def size(self, dialogues: Sequence[Dialogue]) -> Size:
-        """What the files of all dialogues take."""
-        ...
-
-
 class Digests:
     """A hash of each picture's bytes, made once for each."""
 
@@ -90,65 +72,85 @@ def named(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def has(entries: Entries, dialogue: Dialogue) -> bool:
-    """Whether all files of a dialogue are there and whole."""
-    return all(map(is_whole, entries.files(dialogue)))
+class Entries(abc.ABC):
+    """Files about dialogues, computed by a model.
 
-
-def fill(
-    entries: Entries,
-    dialogues: Sequence[Dialogue],
-    *,
-    whole: Sequence[Dialogue] | None = None,
-    processes: int = 1,
-    batch_size: int = 8,
-    limit: int | None = None,
-    foresee: bool = True,
-    tell: Callable[[Size], None] = lambda size: None,
-    done: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Compute and store what is not there yet.
-
-    Args:
-        entries: what is computed, and where it goes.
-        dialogues: of which; this process's share of all.
-        whole: all of them; `dialogues` if None.
-        processes: how many fill the folder at the same time.
-        batch_size: dialogues run side by side.
-        limit: bytes that the files of all dialogues may take, which no write passes; None for none.
-        foresee: whether to stop as soon as all are foreseen to take more.
-        tell: given the size of all, after some of each form and before the others.
-        done: given how many more dialogues are there.
-
-    Raises:
-        InputError: it would take more than `limit`, or more than the disk has.
+    Attributes:
+        folder: where they are.
+        max_bytes: that the files of all dialogues may take, which no write passes; None for no
+            limit.
     """
-    everything = dialogues if whole is None else whole
-    if not dialogues:
-        return
-    missing = [number for number, each in enumerate(dialogues) if not has(entries, each)]
-    done(len(dialogues) - len(missing))
-    files = [file for each in everything for file in entries.files(each)]
-    room = Room(entries.folder, limit, files, processes)
 
-    def sized() -> None:
-        size = entries.size(everything)
-        if foresee:
-            _check(size, room)
-        tell(size)
+    folder: Path
+    max_bytes: int | None
 
-    with _planned(entries, dialogues, missing, batch_size) as (batches, first):
-        for number, batch in enumerate(batches):
-            if number == first:
+    @abc.abstractmethod
+    def files(self, dialogue: Dialogue) -> list[Path]:
+        """Where what is stored of a dialogue is; other dialogues may share some of it."""
+
+    @abc.abstractmethod
+    def compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
+        """Those files of some dialogues, all of one form, run side by side."""
+
+    @abc.abstractmethod
+    def size(self, dialogues: Sequence[Dialogue]) -> Size:
+        """What the files of all dialogues take, foreseen from those that are stored."""
+
+    def has(self, dialogue: Dialogue) -> bool:
+        """Whether all files of a dialogue are there and whole."""
+        return all(map(is_whole, self.files(dialogue)))
+
+    def fill(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        whole: Sequence[Dialogue] | None = None,
+        processes: int = 1,
+        batch_size: int = 8,
+        foresee: bool = True,
+        tell: Callable[[Size], None] = lambda size: None,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Compute and store what is not there yet.
+
+        Args:
+            dialogues: of which; this process's share of all.
+            whole: all of them; `dialogues` if None.
+            processes: how many fill the folder at the same time.
+            batch_size: dialogues run side by side.
+            foresee: whether to stop as soon as all are foreseen to take more than they may.
+            tell: given the size of all, after some of each form and before the others.
+            done: given how many more dialogues are there.
+
+        Raises:
+            InputError: it would take more than `max_bytes`, or more than the disk has.
+        """
+        everything = dialogues if whole is None else whole
+        if not dialogues:
+            return
+        missing = [number for number, each in enumerate(dialogues) if not self.has(each)]
+        done(len(dialogues) - len(missing))
+        files = [file for each in everything for file in self.files(each)]
+        room = Room(self.folder, self.max_bytes, files, processes)
+
+        def sized() -> None:
+            size = self.size(everything)
+            if foresee:
+                _check(size, room)
+            tell(size)
+
+        with _planned(self, dialogues, missing, batch_size) as (batches, first):
+            for number, batch in enumerate(batches):
+                if number == first:
+                    sized()
+                chosen = [dialogues[i] for i in batch]
+                absent = [each for each in chosen if not self.has(each)]
+                if absent:
+                    found = self.compute(chosen)
+                    room.write({file: x for file, x in found.items() if not is_whole(file)})
+                    done(len(absent))
+            if first >= len(batches):
                 sized()
-            chosen = [dialogues[i] for i in batch]
-            absent = [each for each in chosen if not has(entries, each)]
-            if absent:
-                found = entries.compute(chosen)
-                room.write({file: x for file, x in found.items() if not is_whole(file)})
-                done(len(absent))
-        if first >= len(batches):
-            sized()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from foveate.fingerprint import of_weights
 from foveate.methods.relevance import Relevance
 from foveate.predicting import RelevancePredictor
 from foveate.relevance import Rule
-from foveate.training.entries import Digests, Size, fill, form_of, named, size
+from foveate.training.entries import Digests, Entries, Size, form_of, named, size
 from foveate.training.files import nbytes, packed, read_meta, read_tensors
 from foveate.training.processes import Process
 from foveate.training.watching import Watching
@@ -173,7 +173,7 @@ def predictions(
     return _watched(fitted, look, model, inputs, processor)
 
 
-class Pairs:
+class Pairs(Entries):
     """What a method is told, and relevance, of dialogues; on disk, each turn is a sample.
 
     Earlier turns stand in the conversation with the model's own answers. Only turns that it
@@ -235,43 +235,6 @@ class Pairs:
         """What all dialogues take, foreseen from those that are stored."""
         files = {self.file(each): (form_of(each), len(each.turns)) for each in dialogues}
         return size(f"what is learned from {len(files)} dialogues", files)
-
-    def fill(
-        self,
-        dialogues: Sequence[Dialogue],
-        *,
-        whole: Sequence[Dialogue] | None = None,
-        processes: int = 1,
-        batch_size: int = 8,
-        foresee: bool = True,
-        tell: Callable[[Size], None] = lambda size: None,
-        done: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Compute and store what is not there yet.
-
-        Args:
-            dialogues: all that will be trained or measured on, or this process's share of them.
-            whole: all of them; `dialogues` if None.
-            processes: how many fill the folder at the same time.
-            batch_size: of them run at a time.
-            foresee: whether to stop as soon as all are foreseen to take more than they may.
-            tell: given the size of all, after some of each form and before the others.
-            done: given how many more dialogues are there.
-
-        Raises:
-            InputError: it would take more than `max_bytes`, or more than the disk has.
-        """
-        fill(
-            self,
-            dialogues,
-            whole=whole,
-            processes=processes,
-            batch_size=batch_size,
-            limit=self.max_bytes,
-            foresee=foresee,
-            tell=tell,
-            done=done,
-        )
 
     def gather(
         self,

@@ -12,8 +12,8 @@ and what the divergence falls short of lies within the rest only (`losses.predic
 vocabulary of up to 256 tokens is kept whole.
 
 Every entry's name is a hash of all that it depends on: weights, configuration, dtype, processor,
-pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes on
-where one was interrupted; a file that is cut off is computed again.
+pictures' bytes, questions, answers, settings. So a folder may serve several runs, and a run goes
+on where one was interrupted; a file that is cut off is computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue
 from foveate.fingerprint import of_weights
 from foveate.training.batches import Lesson, collate
-from foveate.training.entries import Digests, Size, fill, form_of, named, size
+from foveate.training.entries import Digests, Entries, Size, form_of, named, size
 from foveate.training.features import Packed, pack
 from foveate.training.files import is_whole, packed, read_meta, read_tensors
 from foveate.training.losses import Distribution
@@ -74,7 +74,7 @@ class Entry:
         return Lesson(text, full, _features(self.pictures))
 
 
-class Teacher:
+class Teacher(Entries):
     """The full model's side of a training, on disk.
 
     Args:
@@ -117,7 +117,7 @@ class Teacher:
             raise InputError(f"answers must be {' or '.join(ANSWERS)}; got {answers!r}.")
         self.model, self.processor, self.folder = model, processor, Path(folder)
         self.answers, self.max_new_tokens, self.top = answers, max_new_tokens, top
-        self.reads, self.rows, self.limit = reads, rows, limit
+        self.reads, self.rows, self.max_bytes = reads, rows, limit
         self._identity = {
             "format": FORMAT,
             "model": of_weights(model),
@@ -155,41 +155,6 @@ class Teacher:
 
     # ------------------------------------------------------------------ filling
 
-    def fill(
-        self,
-        dialogues: Sequence[Dialogue],
-        *,
-        whole: Sequence[Dialogue] | None = None,
-        processes: int = 1,
-        batch_size: int = 8,
-        tell: Callable[[Size], None] = lambda size: None,
-        done: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Compute and store what is not there yet.
-
-        Args:
-            dialogues: all that will be trained or evaluated on, or this process's share of them.
-            whole: all of them; `dialogues` if None.
-            processes: how many fill the folder at the same time.
-            batch_size: of them answered at a time.
-            tell: given the size of all, after some of each form and before the others.
-            done: given how many more dialogues are there.
-
-        Raises:
-            InputError: it would take more than `limit`, or more than the disk has.
-        """
-        with self._evaluating():
-            fill(
-                self,
-                dialogues,
-                whole=whole,
-                processes=processes,
-                batch_size=batch_size,
-                limit=self.limit,
-                tell=tell,
-                done=done,
-            )
-
     def size(self, dialogues: Sequence[Dialogue]) -> Size:
         """What all dialogues take, foreseen from those that are stored."""
         pictures = {self.picture_file(d): (form_of(d)[:2], len(d.pictures)) for d in dialogues}
@@ -211,6 +176,10 @@ class Teacher:
 
     def compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
         """The files of some dialogues; features that are stored are taken from there."""
+        with self._evaluating():
+            return self._compute(dialogues)
+
+    def _compute(self, dialogues: Sequence[Dialogue]) -> dict[Path, bytes]:
         pictures = [each.load() for each in dialogues]
         said = self._said(dialogues, pictures)
         lessons, contents = [], dict[Path, bytes]()

@@ -19,7 +19,7 @@ from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Stored, Turn, from_clips
 from foveate.training import data
 from foveate.training.batches import collate
-from foveate.training.entries import Size, has
+from foveate.training.entries import Size
 from foveate.training.files import is_whole
 from foveate.training.losses import prediction
 from foveate.training.pairs import Pairs
@@ -287,7 +287,7 @@ def test_no_write_passes_the_limit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more than the limit"):
         both.fill(scenes, processes=2, batch_size=2)
     assert used(tmp_path / "both") <= limit // 2
-    teacher.limit = total
+    teacher.max_bytes = total
     teacher.fill(scenes, batch_size=2)
     assert used(tmp_path / "part") == total
 
@@ -336,7 +336,7 @@ def test_clips_of_several_lengths_are_stored_in_batches_of_one_length(
     teacher, done = Teacher(*reference.load("reference-tiles"), tmp_path), list[int]()
     teacher.fill(clips, batch_size=4, done=done.append)
     assert done == [0, 2, 1, 2]  # the first two and the first long one, then the others
-    assert all(has(teacher, each) for each in clips)
+    assert all(teacher.has(each) for each in clips)
 
 
 def test_pictures_with_other_palettes_are_others(loaded: tuple[Any, Any], tmp_path: Path) -> None:
