@@ -171,3 +171,13 @@ def test_without_a_processor_it_says_what_it_is_told() -> None:
         foveate.attach(model, "relevance", keep=5, processor=processor).detach()
         foveate.attach(model, "relevance", keep=1.0).detach()
         foveate.attach(model, "sparsevlm", keep=0.5).detach()  # nobody taught it
+
+
+@torch.no_grad()
+def test_a_question_before_the_picture_is_looked_for_in_the_text_behind_it() -> None:
+    model, processor = reference.load()
+    scene = next(reference.samples("test", 1))
+    text = f"user: {scene.turns[0][0]} <image>\nassistant:"
+    inputs = processor(images=scene.image, text=text, return_tensors="pt")
+    (seen,) = observations(Relevance(), model, dict(inputs), processor)
+    assert bool(seen["attention"].isfinite().all()) and float(seen["attention"].sum()) > 0

@@ -67,8 +67,18 @@ def test_the_same_after_any_kill(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    batches: list[tuple[str, ...]] = []
+    kind = type(made(loaded, tmp_path))
+    compute = kind.compute
+
+    def noted(self: Any, dialogues: Any) -> Any:
+        batches.append(tuple(each.name for each in dialogues))
+        return compute(self, dialogues)
+
+    monkeypatch.setattr(kind, "compute", noted)
     made(loaded, tmp_path / "whole").fill(scenes, batch_size=4)
-    whole = there(tmp_path / "whole")
+    whole, planned = there(tmp_path / "whole"), set(batches)
+    batches.clear()
     write, written = files.write, list[Path]()
 
     def dying(file: Path, content: bytes) -> None:
@@ -87,6 +97,7 @@ def test_the_same_after_any_kill(
         except KeyboardInterrupt:
             kills += 1
     assert kills >= 2 and there(tmp_path / "killed") == whole
+    assert set(batches) == planned and len(batches) > len(planned)  # the same ones again
     assert not any((tmp_path / "killed").rglob("*.json"))  # nor anything else is left
 
 
