@@ -43,6 +43,7 @@ class LayerAttention:
             token's place; None where there is no model.
         window: keys that a query sees, its own included, where the mask does not say it; None for
             all of them.
+        cap: what `capped` bends the logits below; None if they are left alone.
     """
 
     q: Float[Tensor, "h s d"]
@@ -57,6 +58,7 @@ class LayerAttention:
     last: int
     ones: Callable[[], Float[Tensor, "s d"]] | None = None
     window: int | None = None
+    cap: float | None = None
 
     @property
     def keys(self) -> Float[Tensor, "n c"]:
@@ -79,7 +81,7 @@ class LayerAttention:
         which = which.to(self.q.device)
         heads = self.q.shape[0] // self.k.shape[0]
         keys = self.k.float().repeat_interleave(heads, 0)
-        logits = (self.q[:, which].float() @ keys.mT) * self.scale
+        logits = capped((self.q[:, which].float() @ keys.mT) * self.scale, self.cap)
         logits = logits.masked_fill(~self._visible(which), -torch.inf)
         columns = (self.visual + self.offset).to(logits.device)
         return logits.softmax(-1)[:, :, columns]
@@ -120,6 +122,11 @@ class LayerAttention:
     def _visible(self, which: Int[Tensor, " r"]) -> Bool[Tensor, "..."]:
         """What tokens `which` may look at: broadcastable to (h, r, p)."""
         return visible(self.mask, which, self.k.shape[1], self.offset, self.window)
+
+
+def capped(logits: Float[Tensor, "*s"], cap: float | None) -> Float[Tensor, "*s"]:
+    """Logits bent below `cap` before the softmax, cap tanh(logits / cap), as Gemma 2 does it."""
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def visible(

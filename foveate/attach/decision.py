@@ -383,6 +383,7 @@ class Decision:
             last=int(places([live.last])[0]),
             ones=ones,
             window=looked.window,
+            cap=looked.cap,
         )
 
     def _question(

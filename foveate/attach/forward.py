@@ -124,6 +124,7 @@ class Looked:
         offset: the key of query 0.
         rotations: cos and sin with which its tokens were turned; None if the layer got none.
         window: keys that a query sees, its own included, where the mask does not say it.
+        cap: what its logits are bent below.
     """
 
     layer: int
@@ -134,6 +135,7 @@ class Looked:
     offset: int
     rotations: tuple[Tensor, Tensor] | None
     window: int | None = None
+    cap: float | None = None
 
 
 @dataclasses.dataclass(eq=False)

@@ -82,6 +82,12 @@ def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
+def cap_of(kwargs: dict[str, Any]) -> float | None:
+    """What an attention call bends its logits below, if it does: see `foveate.attention.capped`."""
+    found: float | None = kwargs.get("softcap")
+    return found
+
+
 def window_of(mask: Tensor | None, kwargs: dict[str, Any]) -> int | None:
     """The sliding window of an attention call, of kernels whose mask does not hold it."""
     return kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None

@@ -37,6 +37,7 @@ from tests.families.others import (
     make_internvl,
     make_mistral3,
     make_paligemma,
+    make_paligemma2,
     make_smolvlm,
     mistral3_image,
 )
@@ -81,6 +82,14 @@ def _families() -> dict[str, Family]:
         Family(
             "paligemma",
             make_paligemma,
+            llava_image,
+            collate_pixels,
+            token_types=("token_type_ids", "prefix"),
+            image_first=True,
+        ),
+        Family(
+            "paligemma2",
+            make_paligemma2,
             llava_image,
             collate_pixels,
             token_types=("token_type_ids", "prefix"),

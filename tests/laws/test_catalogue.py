@@ -236,7 +236,8 @@ def test_no_method_depends_on_batch_mates(name: str, family: str) -> None:
         check_batch_mates(case, ready(name, case.model()), keep=keep)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in REFUSED["tome"]])
+# PaliGemma 2's caches have sliding windows, which cannot be cut.
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - REFUSED["tome"] - {"paligemma2"}))
 @torch.no_grad()
 def test_windows_and_cut_caches_do_not_depend_on_batch_mates(family: str) -> None:
     """All of MustDrop: each tile of a batch is left with a number of tokens of its own."""

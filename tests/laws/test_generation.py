@@ -33,7 +33,10 @@ METHODS: dict[str, Any] = {
 
 # PaliGemma's prompt is a bidirectional prefix: a second turn on a cache is no longer prefix, so
 # the stock model itself differs from a recomputation.
-SECOND_TURN = [name for name in FAMILIES if name != "paligemma"]
+SECOND_TURN = [name for name in FAMILIES if not name.startswith("paligemma")]
+# The stock PaliGemma hands Gemma 2 one mask for each kind of layer, which this cannot generate from
+# with a static cache.
+STATIC = [name for name in FAMILIES if name != "paligemma2"]
 # The stock Qwen models cannot number a new picture's positions beside a cache, and before 5.23 the
 # stock Gemma 3 masks one wrongly.
 OLD = Version(transformers.__version__) < Version("5.23")
@@ -69,7 +72,7 @@ def test_without_a_cache(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_static_cache(name: str, method: str) -> None:
     check_static_cache(Case(name), METHODS[method])
@@ -129,7 +132,7 @@ def test_beam_search_where_layers_number_their_tokens_anew(name: str) -> None:
 
 
 # Caches with sliding windows cannot be cut.
-UNCUT = ["gemma3"]
+UNCUT = ["gemma3", "paligemma2"]
 CUT = DropAt((2, 3), (0.6, 0.5), settle=1)
 
 
