@@ -1,4 +1,4 @@
-"""PaliGemma: SigLIP, a linear projector, and a prefix mask over image and prompt."""
+"""PaliGemma (1 and 2): SigLIP, a linear projector, a prefix mask over image and prompt."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from foveate.training.student import Objective, Student, eq10, frozen
 from foveate.training.teacher import Entry, Teacher
 
 RECORD, FOLDER = "training.json", "compressor"
+_LOCK = ".lock"
 _SAMPLE = 64  # dialogues that a start may look at
 
 
@@ -113,7 +114,7 @@ def train(
     Raises:
         MissingDependency: `accelerate`, or `tensorboard` if asked for, is not installed.
         InputError: fewer dialogues than a batch, or the answers take more than they may.
-        SavedFileError: the folder holds another training.
+        SavedFileError: the folder holds another training, or one that is running.
     """
     need("accelerate", "Training")
     if tensorboard:
@@ -145,62 +146,61 @@ def train(
         **({"attached": {k: _told(v) for k, v in options.items()}} if options else {}),
         **(facts or {}),
     }
-    if process.first:
-        begin(folder, record)
-    if (folder / FOLDER / saving.FILE).is_file():
-        return finished(folder, model)
+    with begun(folder, record, process):
+        if (folder / FOLDER / saving.FILE).is_file():
+            return finished(folder, model)
 
-    teacher.fill(
-        process.share(everything),
-        whole=everything,
-        processes=process.count,
-        batch_size=batch_size,
-        tell=sized if process.first else lambda size: None,
-        done=answered,
-    )
-    process.wait()
-    sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
-    begun = (start or random_start(recipe.seed))(method, model, teacher.entries(sample))
-    with engine.quiet(), frozen(model, checkpointing=recipe.checkpointing):
-        student = Student(begun, model, objective or eq10(recipe.weights), **options)
-        running = engine.CompressorTrainer(
-            student,
-            arguments,
-            recipe,
-            engine.Lectures(teacher, dialogues),
-            engine.Lectures(teacher, validation) if validation else None,
-            tell,
-        )
-        engine.resume(running, folder)
-        values = running.final()
-    net = student.net.cpu()
-    trained = dataclasses.replace(begun, net=net, trained_on=of_weights(model))
-    found = None
-    if accuracy:
-        found = measure(
-            trained,
-            model,
-            teacher.processor,
-            validation,
-            recipe.keeps,
-            process,
-            most=accuracy,
-            max_new_tokens=teacher.max_new_tokens,
+        teacher.fill(
+            process.share(everything),
+            whole=everything,
+            processes=process.count,
             batch_size=batch_size,
-            attached=options,
+            tell=sized if process.first else lambda size: None,
+            done=answered,
         )
-    values |= found.values if found else {}
-    if process.first:
-        known = {
-            "settings": recipe.effective,
-            "data": {key: record[key] for key in ("dialogues", "validation", "answers")},
-            "measured": values,
-            **({"accuracy": dataclasses.asdict(found)} if found else {}),
-            **({"source": dict(facts)} if facts else {}),
-        }
-        saving.save(trained, folder / FOLDER, model=model, training=known)
-    process.wait()
-    return Trained(trained, folder / FOLDER, values)
+        process.wait()
+        sample = dialogues[:: max(1, len(dialogues) // _SAMPLE)][:_SAMPLE]
+        first = (start or random_start(recipe.seed))(method, model, teacher.entries(sample))
+        with engine.quiet(), frozen(model, checkpointing=recipe.checkpointing):
+            student = Student(first, model, objective or eq10(recipe.weights), **options)
+            running = engine.CompressorTrainer(
+                student,
+                arguments,
+                recipe,
+                engine.Lectures(teacher, dialogues),
+                engine.Lectures(teacher, validation) if validation else None,
+                tell,
+            )
+            engine.resume(running, folder)
+            values = running.final()
+        net = student.net.cpu()
+        trained = dataclasses.replace(first, net=net, trained_on=of_weights(model))
+        found = None
+        if accuracy:
+            found = measure(
+                trained,
+                model,
+                teacher.processor,
+                validation,
+                recipe.keeps,
+                process,
+                most=accuracy,
+                max_new_tokens=teacher.max_new_tokens,
+                batch_size=batch_size,
+                attached=options,
+            )
+        values |= found.values if found else {}
+        if process.first:
+            known = {
+                "settings": recipe.effective,
+                "data": {key: record[key] for key in ("dialogues", "validation", "answers")},
+                "measured": values,
+                **({"accuracy": dataclasses.asdict(found)} if found else {}),
+                **({"source": dict(facts)} if facts else {}),
+            }
+            saving.save(trained, folder / FOLDER, model=model, training=known)
+        process.wait()
+        return Trained(trained, folder / FOLDER, values)
 
 
 def begins_at(method: LearnedCompressor) -> dict[str, str]:
@@ -226,6 +226,35 @@ def need(package: str, purpose: str) -> None:
         raise MissingDependency(package, purpose, "train") from error
 
 
+@contextlib.contextmanager
+def begun(folder: Path, record: dict[str, Any], process: processes.Process) -> Iterator[None]:
+    """Hold a folder for a training; a process that ends, however it does, lets go of it.
+
+    Args:
+        folder: for all that it writes.
+        record: what it is.
+        process: which of its processes this is.
+
+    Raises:
+        SavedFileError: the folder holds another training, or one that is running.
+    """
+    if not process.first:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / _LOCK).acquire(timeout=0)
+    except Timeout:
+        raise SavedFileError(
+            f"Another process is training in {folder}.\nWait for it, or choose another folder."
+        ) from None
+    with held:
+        begin(folder, record)
+        yield
+
+
 def begin(folder: Path, record: dict[str, Any]) -> None:
     """Write what this training is, or check that it is the one in the folder.
 
@@ -244,7 +273,6 @@ def begin(folder: Path, record: dict[str, Any]) -> None:
                 f"{folder} holds another training: it differs in {', '.join(other)}.\n"
                 "Choose another folder, or give the same settings to go on."
             )
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(plain, indent=2) + "\n")
     os.replace(partial, file)

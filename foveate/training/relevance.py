@@ -37,8 +37,8 @@ from foveate.training.accuracy import measure as asked
 from foveate.training.learning import (
     FOLDER,
     Trained,
-    begin,
     begins_at,
+    begun,
     finished,
     need,
     random_start,
@@ -290,7 +290,7 @@ def train(
         InputError: there is no pair of a kind that the method has a net for, a batch cannot be
             parted evenly among the processes, or the accelerator knows no bfloat16.
         MissingDependency: `accelerate`, or `tensorboard` if asked for, is not installed.
-        SavedFileError: the folder holds another training.
+        SavedFileError: the folder holds another training, or one that is running.
     """
     need("accelerate", "Training")
     if tensorboard:
@@ -334,49 +334,48 @@ def train(
         **begins_at(method),
         **(facts or {}),
     }
-    begun = random_start(settings.seed)(method, model, ())  # fields that make no net: now
-    assert isinstance(begun, RelevancePredictor) and isinstance(begun.net, nn.ModuleDict)
-    if process.first:
-        begin(folder, record)
-    if (folder / FOLDER / saving.FILE).is_file():
-        return finished(folder, model)
-    with quiet():
-        running = RelevanceTrainer(
-            settings,
-            tell,
-            held=measured,
-            model=Learner(begun),
-            args=given,
-            train_dataset=Examples(chosen, method),
-            eval_dataset=Examples(measured, method) if measured else None,
-        )
-        resume(running, folder)
-    trained = dataclasses.replace(begun, net=begun.net.cpu(), trained_on=of_weights(model))
-    values = measure(trained, measured)
-    found = None
-    if accuracy and processor is not None and held:
-        process.hold(model)
-        found = asked(
-            trained,
-            model,
-            processor,
-            [each for each in held if KINDS[each.is_video] in method.kinds],
-            SHARES,
-            process,
-            most=accuracy,
-            max_new_tokens=max_new_tokens,
-        )
-    values |= found.values if found else {}
-    known = {
-        "settings": dataclasses.asdict(settings),
-        "data": {"pairs": len(chosen), "validation": len(validation), **(facts or {})},
-        "measured": values,
-        **({"accuracy": dataclasses.asdict(found)} if found else {}),
-    }
-    if process.first:
-        saving.save(trained, folder / FOLDER, model=model, training=known)
-    process.wait()
-    return Trained(trained, folder / FOLDER, values)
+    first = random_start(settings.seed)(method, model, ())  # fields that make no net: now
+    assert isinstance(first, RelevancePredictor) and isinstance(first.net, nn.ModuleDict)
+    with begun(folder, record, process):
+        if (folder / FOLDER / saving.FILE).is_file():
+            return finished(folder, model)
+        with quiet():
+            running = RelevanceTrainer(
+                settings,
+                tell,
+                held=measured,
+                model=Learner(first),
+                args=given,
+                train_dataset=Examples(chosen, method),
+                eval_dataset=Examples(measured, method) if measured else None,
+            )
+            resume(running, folder)
+        trained = dataclasses.replace(first, net=first.net.cpu(), trained_on=of_weights(model))
+        values = measure(trained, measured)
+        found = None
+        if accuracy and processor is not None and held:
+            process.hold(model)
+            found = asked(
+                trained,
+                model,
+                processor,
+                [each for each in held if KINDS[each.is_video] in method.kinds],
+                SHARES,
+                process,
+                most=accuracy,
+                max_new_tokens=max_new_tokens,
+            )
+        values |= found.values if found else {}
+        known = {
+            "settings": dataclasses.asdict(settings),
+            "data": {"pairs": len(chosen), "validation": len(validation), **(facts or {})},
+            "measured": values,
+            **({"accuracy": dataclasses.asdict(found)} if found else {}),
+        }
+        if process.first:
+            saving.save(trained, folder / FOLDER, model=model, training=known)
+        process.wait()
+        return Trained(trained, folder / FOLDER, values)
 
 
 def _identity(pairs: Sequence[Pair | Kept]) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerControl, TrainerState
@@ -242,6 +243,25 @@ def test_a_training_without_a_step_gives_way_to_another(teacher: Teacher, tmp_pa
     train(method(), teacher, scenes()[:4], tmp_path / "out", TINY, **options)
     with pytest.raises(SavedFileError, match="it differs in dialogues"):
         run(teacher, tmp_path / "out")
+
+
+def test_a_folder_is_of_one_running_training(teacher: Teacher, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    lock, asked = FileLock(out / ".lock"), list[bool]()
+    with lock, pytest.raises(SavedFileError, match="Another process is training in"):
+        run(teacher, out)
+    assert not (out / learning.RECORD).exists()
+
+    def holds(_: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(out / ".lock").acquire(timeout=0)
+        asked.append(True)
+
+    run(teacher, out, tell=holds)
+    assert asked
+    with lock.acquire(timeout=0):
+        pass
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_gone_on_from_the_one_before(
