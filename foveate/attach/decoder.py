@@ -221,16 +221,14 @@ class Decoder:
         assert prompt is not None
         writes: list[tuple[Live, Tensor]] = []
         changed = self.force and bool(decision.outside)
-        visual: dict[int, list[int]] = {}
-        for p in placed:
-            visual.setdefault(p.row, []).extend(p.slots.tolist())
         for p, recorded in zip(placed, decision.recorded_of(placed), strict=True):
             live = Live.all_of(p)
             live.recorded = recorded
             live.last = prompt.last(p.row)
             if decision.reads_text:
-                live.text = prompt.text(p.row, sorted(visual[p.row]))
-                live.question = prompt.question(p.row, sorted(visual[p.row]), decision.template)
+                filled = prompt.filled(p.row, decision.adapter)
+                live.text = prompt.text(p.row, filled)
+                live.question = prompt.question(p.row, filled, decision.template)
                 decision.check_text(live)
             now.live.append(live)
             self.items.append(live.item)

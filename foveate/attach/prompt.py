@@ -134,29 +134,42 @@ class Prompt:
                 )
         return placed
 
-    def text(self, row: int, visual: list[int]) -> list[int]:
+    def filled(self, row: int, adapter: Adapter) -> list[int]:
+        """Positions of row `row` that pictures fill: slots, and newlines or CLS among them."""
+        tokens = torch.tensor([*adapter.placeholder_ids.values()])
+        return torch.isin(self.ids[row], tokens).nonzero().flatten().tolist()
+
+    def text(self, row: int, filled: list[int]) -> list[int]:
         """Positions of all text after the last picture of row `row`, else of all text before it.
 
         Never empty if there is any text.
-        """
-        every = self._every(row, visual)
-        return [i for i in every if not visual or i > visual[-1]] or every
 
-    def question(self, row: int, visual: list[int], template: Template | None) -> list[int]:
+        Args:
+            row: which one.
+            filled: what pictures fill of it, as `filled` gives it.
+        """
+        every = self._every(row, filled)
+        return [i for i in every if not filled or i > filled[-1]] or every
+
+    def question(self, row: int, filled: list[int], template: Template | None) -> list[int]:
         """Positions of the user's text in the turn being answered.
 
         Behind the last picture; where the template's own tokens alone stand there, before it.
         Without a template all text counts, as `text` gives it. Never empty if that is not.
+
+        Args:
+            row, filled: as `text` takes them.
+            template: what is no one's question.
         """
-        text = self.text(row, visual)
+        text = self.text(row, filled)
         if template is None or not text:
             return text
         ids = self.ids[row].tolist()
-        return template.strip(ids, text) or template.strip(ids, self._every(row, visual)) or text
+        return template.strip(ids, text) or template.strip(ids, self._every(row, filled)) or text
 
-    def _every(self, row: int, visual: list[int]) -> list[int]:
+    def _every(self, row: int, filled: list[int]) -> list[int]:
         """Positions of all text of row `row`."""
-        pictures = set(visual)
+        pictures = set(filled)
         return [i for i in self.real[row].nonzero().flatten().tolist() if i not in pictures]
 
     def last(self, row: int) -> int:

@@ -17,6 +17,7 @@ from foveate.attention import LayerAttention
 from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
 from foveate.mapping import Mapping
 from tests.attach.backends import flash_like
+from tests.families.family import IMAGE, VIDEO
 from tests.families.models import FAMILIES
 from tests.laws.laws import Case, shared_model
 from tests.laws.methods import MergePairs
@@ -81,9 +82,10 @@ def test_rows_and_sums_equal_eager_attention(name: str, padding: str) -> None:
         maps = eager_maps(case, batch.rows[row])
         first = int(batch.inputs["attention_mask"][row].argmax())
         (slots,) = (s - first for s in batch.slots[row])
-        text = torch.arange(int(slots.max()) + 1, len(batch.rows[row].ids))
-        if not len(text):  # the picture stands last: all text before it
-            text = torch.tensor([i for i in range(len(batch.rows[row].ids)) if i not in slots])
+        # A picture's last newline is no text, nor is any other of its placeholders.
+        words = [i for i, token in enumerate(batch.rows[row].ids) if token not in (IMAGE, VIDEO)]
+        # The picture may stand last: all text before it.
+        text = torch.tensor([i for i in words if i > int(slots.max())] or words)
         assert tokens.before is not None and tokens.ahead is not None
         for seen, truth in ((tokens.before, maps[layer - 1]), (tokens.ahead, maps[layer])):
             check_against(seen, truth.float(), slots, text)
