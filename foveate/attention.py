@@ -21,6 +21,36 @@ from foveate.errors import StageNotAvailable
 BLOCK = 1 << 24
 
 
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """What a layer's kernel makes of the products of queries and keys before the softmax.
+
+    Attributes:
+        scale: factor on them.
+        window: keys that a query sees, its own included, where the mask does not say it; None for
+            all of them.
+        cap: what they are bent below, cap tanh(logits / cap), as Gemma 2 does it; None if they are
+            left alone.
+    """
+
+    scale: float
+    window: int | None = None
+    cap: float | None = None
+
+    def of(self, q: Float[Tensor, "h r d"], k: Float[Tensor, "h s d"]) -> Float[Tensor, "h r s"]:
+        """The logits, hidden ones among them."""
+        logits = (q @ k.mT) * self.scale
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
+
+    def slope(
+        self, q: Float[Tensor, "h r d"], k: Float[Tensor, "h s d"]
+    ) -> Float[Tensor, "h r s"] | float:
+        """How fast logits move with the products."""
+        if self.cap is None:
+            return self.scale
+        return self.scale * (1 - (self.of(q, k) / self.cap).square())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerAttention:
     """Queries and keys of one decoder layer for one prompt, and where its parts lie among them.
@@ -30,7 +60,7 @@ class LayerAttention:
     Attributes:
         q: (h, s, d) queries.
         k: (g, p, d) keys; each serves h / g neighbouring query heads.
-        scale: factor on the logits.
+        logits: how the layer's kernel makes them.
         offset: the key of query 0; query i sees keys 0..i + offset where there is no mask.
         mask: (1 or h, s, p) boolean (True: visible) or additive; or (p,), the keys that hold a
             token; or None, all keys up to one's own.
@@ -41,14 +71,11 @@ class LayerAttention:
         last: the prompt's last token.
         ones: makes (s, d) what this layer's position encoding makes of a vector of ones at each
             token's place; None where there is no model.
-        window: keys that a query sees, its own included, where the mask does not say it; None for
-            all of them.
-        cap: what `capped` bends the logits below; None if they are left alone.
     """
 
     q: Float[Tensor, "h s d"]
     k: Float[Tensor, "g p d"]
-    scale: float
+    logits: Logits
     offset: int
     mask: Tensor | None
     visual: Int[Tensor, " n"]
@@ -57,8 +84,6 @@ class LayerAttention:
     everyone: Int[Tensor, " r"]
     last: int
     ones: Callable[[], Float[Tensor, "s d"]] | None = None
-    window: int | None = None
-    cap: float | None = None
 
     @property
     def keys(self) -> Float[Tensor, "n c"]:
@@ -81,7 +106,7 @@ class LayerAttention:
         which = which.to(self.q.device)
         heads = self.q.shape[0] // self.k.shape[0]
         keys = self.k.float().repeat_interleave(heads, 0)
-        logits = capped((self.q[:, which].float() @ keys.mT) * self.scale, self.cap)
+        logits = self.logits.of(self.q[:, which].float(), keys)
         logits = logits.masked_fill(~self._visible(which), -torch.inf)
         columns = (self.visual + self.offset).to(logits.device)
         return logits.softmax(-1)[:, :, columns]
@@ -121,12 +146,7 @@ class LayerAttention:
 
     def _visible(self, which: Int[Tensor, " r"]) -> Bool[Tensor, "..."]:
         """What tokens `which` may look at: broadcastable to (h, r, p)."""
-        return visible(self.mask, which, self.k.shape[1], self.offset, self.window)
-
-
-def capped(logits: Float[Tensor, "*s"], cap: float | None) -> Float[Tensor, "*s"]:
-    """Logits bent below `cap` before the softmax, cap tanh(logits / cap), as Gemma 2 does it."""
-    return logits if cap is None else cap * (logits / cap).tanh()
+        return visible(self.mask, which, self.k.shape[1], self.offset, self.logits.window)
 
 
 def visible(
@@ -143,7 +163,7 @@ def visible(
         which: the queries.
         keys: how many there are.
         offset: the key of query 0.
-        window: as `LayerAttention.window`.
+        window: as `Logits.window`.
     """
     if mask is not None and mask.ndim == 3:
         return visible_keys(mask[:, which])

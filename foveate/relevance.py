@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from foveate import ops
 from foveate.adapters import adapter_for
 from foveate.adapters.base import Adapter
-from foveate.attach.probe import Kernel, Server, cap_of, scale_of, served, window_of
+from foveate.attach.probe import Kernel, Server, logits_of, served
 from foveate.attach.prompt import Prompt, placed
-from foveate.attention import BLOCK, capped, visible
+from foveate.attention import BLOCK, Logits, visible
 from foveate.compressor import resolve_keep
 from foveate.errors import InputError, UnknownName
 from foveate.mapping import Mapping
@@ -222,9 +222,7 @@ class _Maps:
     """What turns a layer's queries and keys into its attention map."""
 
     mask: Tensor | None
-    scale: float
-    window: int | None
-    cap: float | None = None
+    logits: Logits
 
     def blocks(
         self, row: int, q: Float[Tensor, "h s d"], keys: Float[Tensor, "h s d"]
@@ -233,19 +231,10 @@ class _Maps:
         heads, length = q.shape[:2]
         mask = self.mask if self.mask is None else self.mask[row if len(self.mask) > 1 else 0]
         for which in torch.arange(length, device=q.device).split(max(1, BLOCK // (heads * length))):
-            seen = visible(mask, which, length, window=self.window)
-            logits = capped((q[:, which] @ keys.mT) * self.scale, self.cap)
+            seen = visible(mask, which, length, window=self.logits.window)
+            logits = self.logits.of(q[:, which], keys)
             # A padded query may see nothing at all.
             yield which, logits.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
-
-    def slope(
-        self, q: Float[Tensor, "h r d"], keys: Float[Tensor, "h s d"]
-    ) -> Float[Tensor, "h r s"] | float:
-        """How fast logits move with the products of q and keys."""
-        if self.cap is None:
-            return self.scale
-        bent = ((q @ keys.mT) * (self.scale / self.cap)).tanh()
-        return self.scale * (1 - bent.square())
 
 
 def _wide(x: Tensor, heads: int) -> Float[Tensor, "h s d"]:
@@ -295,7 +284,7 @@ class _Weighted(torch.autograd.Function):
                 moved[row] += found / (heads * trace.scale)
                 if wanted:
                     logits = weighted - a * weighted.sum(-1, keepdim=True)
-                    logits = logits * maps.slope(queries[:, which], keys)
+                    logits = logits * maps.logits.slope(queries[:, which], keys)
                     grads[0][row, :, which] = logits @ keys
                     for grad, part in zip(
                         grads[1:],
@@ -368,7 +357,7 @@ def _serve(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """A decoder layer's attention, noted on the way."""
-    maps = _Maps(mask, scale_of(q, kwargs), window_of(mask, kwargs), cap_of(kwargs))
+    maps = _Maps(mask, logits_of(q, mask, kwargs))
     if trace.rule.weighting == "mean":
         passed.append((q, k, maps))
         return kernel(q, k, v, mask)[0], None

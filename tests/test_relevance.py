@@ -11,6 +11,7 @@ from torch import Tensor
 
 import foveate
 from foveate import reference, relevance
+from foveate.attention import Logits
 from foveate.errors import InputError, UnknownName
 from foveate.evaluation import from_reference
 from foveate.prompting import conversation, model_inputs
@@ -111,7 +112,7 @@ def test_rows_together_and_alone() -> None:
 
 def test_a_window_where_there_is_no_mask() -> None:
     """Two tokens long: a token sees itself and the one before it, both alike."""
-    maps = _Maps(None, 1.0, 2)
+    maps = _Maps(None, Logits(1.0, window=2))
     ((which, found),) = maps.blocks(0, torch.zeros(1, 4, 1), torch.zeros(1, 4, 1))
     assert which.tolist() == [0, 1, 2, 3]
     expected = [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]]

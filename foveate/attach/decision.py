@@ -373,7 +373,7 @@ class Decision:
         return LayerAttention(
             q=looked.q[row].detach(),
             k=looked.k[row].detach(),
-            scale=looked.scale,
+            logits=looked.logits,
             offset=looked.offset,
             mask=mask,
             visual=places(live.alive),
@@ -382,8 +382,6 @@ class Decision:
             everyone=real.nonzero().flatten().to(device),
             last=int(places([live.last])[0]),
             ones=ones,
-            window=looked.window,
-            cap=looked.cap,
         )
 
     def _question(

@@ -27,7 +27,7 @@ from foveate.attach.decision import Decision
 from foveate.attach.encoder import Encoder
 from foveate.attach.forward import Item, Live, Looked, Pass, fill, gather, inverse
 from foveate.attach.layers import LayerHook
-from foveate.attach.probe import cap_of, probed, scale_of, window_of
+from foveate.attach.probe import logits_of, probed
 from foveate.attach.prompt import Placed, Prompt
 from foveate.attach.tables import (
     Segment,
@@ -121,9 +121,8 @@ class Decoder:
         if getattr(held, "is_compileable", False):
             segment = None if now.tables is None else now.tables.segment(layer)
             offset = now.past if segment is None else segment.length(now.past)
-        q, k, scale = q.detach(), k.detach(), scale_of(q, kwargs)
-        window, cap = window_of(mask, kwargs), cap_of(kwargs)
-        now.seen = Looked(layer, q, k, mask, scale, offset, now.rotations, window, cap)
+        logits = logits_of(q, mask, kwargs)
+        now.seen = Looked(layer, q.detach(), k.detach(), mask, logits, offset, now.rotations)
 
     def trains(self) -> bool:
         """Whether a backward pass may run the layers again."""

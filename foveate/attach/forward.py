@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.attach.prompt import Placed, Prompt
 from foveate.attach.tables import Tables
+from foveate.attention import Logits
 from foveate.compressor import Grid
 from foveate.mapping import Mapping
 
@@ -120,22 +121,18 @@ class Looked:
         q: (b, h, s, d) after norm and RoPE.
         k: (b, g, p, d), those of earlier passes first.
         mask: what the layer's kernel got; None if causal.
-        scale: factor on the logits.
+        logits: how the kernel makes them.
         offset: the key of query 0.
         rotations: cos and sin with which its tokens were turned; None if the layer got none.
-        window: keys that a query sees, its own included, where the mask does not say it.
-        cap: what its logits are bent below.
     """
 
     layer: int
     q: Tensor
     k: Tensor
     mask: Tensor | None
-    scale: float
+    logits: Logits
     offset: int
     rotations: tuple[Tensor, Tensor] | None
-    window: int | None = None
-    cap: float | None = None
 
 
 @dataclasses.dataclass(eq=False)

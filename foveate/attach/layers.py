@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from foveate.adapters.base import Adapter, first_tensor
 from foveate.attach import faults, positions
 from foveate.attach.forward import Looked, Pass, fill, gather
-from foveate.attach.probe import cap_of, peek, scale_of, window_of
+from foveate.attach.probe import logits_of, peek
 from foveate.attach.tables import Segment
 from foveate.errors import AttachError
 
@@ -160,8 +160,7 @@ class LayerHook:
             if past:
                 cached = held.keys[:, :, :past] if static else held.keys[:, :, -past:]
                 k = torch.cat([cached.to(k.device, k.dtype), k], 2)
-            scale, window, cap = scale_of(q, call), window_of(mask, call), cap_of(call)
-            found.append(Looked(self.layer, q, k, mask, scale, past, rotations, window, cap))
+            found.append(Looked(self.layer, q, k, mask, logits_of(q, mask, call), past, rotations))
 
         dropped = ("past_key_values", "position_ids", "attention_mask", "use_cache")
         rest = {name: value for name, value in kwargs.items() if name not in dropped}

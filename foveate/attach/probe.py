@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveate.attention import visible_keys
+from foveate.attention import Logits, visible_keys
 
 ROWS_AT_ONCE = 256  # query rows of a score matrix held in memory at a time
 
@@ -82,15 +82,11 @@ def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def cap_of(kwargs: dict[str, Any]) -> float | None:
-    """What an attention call bends its logits below, if it does: see `foveate.attention.capped`."""
-    found: float | None = kwargs.get("softcap")
-    return found
-
-
-def window_of(mask: Tensor | None, kwargs: dict[str, Any]) -> int | None:
-    """The sliding window of an attention call, of kernels whose mask does not hold it."""
-    return kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None
+def logits_of(q: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Logits:
+    """How an attention call makes its logits."""
+    # The masks of other kernels hold the sliding window.
+    window = kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None
+    return Logits(scale_of(q, kwargs), window, kwargs.get("softcap"))
 
 
 def peek(module: nn.Module, reader: Reader, output: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import foveate
 from foveate import attention
 from foveate.adapters import adapter_for
-from foveate.attention import LayerAttention
+from foveate.attention import LayerAttention, Logits
 from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
 from foveate.mapping import Mapping
 from tests.attach.backends import flash_like
@@ -162,7 +162,7 @@ def test_many_rows_are_done_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -
     seen = LayerAttention(
         q=torch.randn(4, 10, 8),
         k=torch.randn(2, 13, 8),
-        scale=0.3,
+        logits=Logits(0.3),
         offset=3,
         mask=None,
         visual=torch.arange(1, 6),
@@ -230,8 +230,8 @@ def test_a_kernel_without_masks_shows_its_window() -> None:
     windows = []
     for layer, tokens in found.seen:
         look = tokens.before if layer == 1 else tokens.ahead
-        assert look is not None and look.window is not None
-        near = look.visual > look.last - look.window
+        assert look is not None and look.logits.window is not None
+        near = look.visual > look.last - look.logits.window
         given = look.rows(torch.tensor([look.last]))[:, 0]
         assert bool((given[:, ~near] == 0).all()) and bool((given[:, near] > 0).all())
         windows.append(bool(near.any()) and not bool(near.all()))

@@ -143,43 +143,36 @@ def gemma3_image(g: torch.Generator, which: int, count: int) -> Picture:
 
 
 def make_paligemma(attn: str) -> PreTrainedModel:
+    text = transformers.GemmaConfig(**(TEXT | {"num_key_value_heads": 1}), head_dim=HIDDEN // HEADS)
+    return paligemma(text, attn)
+
+
+def make_paligemma2(attn: str) -> PreTrainedModel:
+    text = transformers.Gemma2Config(
+        **(TEXT | {"num_key_value_heads": 2}),
+        head_dim=HIDDEN // HEADS,
+        query_pre_attn_scalar=HIDDEN // HEADS,
+        attn_logit_softcapping=1.0,  # low enough to bend the logits of random weights
+        final_logit_softcapping=3.0,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+    )
+    # transformers runs Gemma 2 with no sdpa kernel: none bends logits.
+    return paligemma(text, {"vision_config": attn, "text_config": "eager"})
+
+
+def paligemma(text: transformers.PreTrainedConfig, attn: Any) -> PreTrainedModel:
     config = transformers.PaliGemmaConfig(
         vision_config=transformers.SiglipVisionConfig(
             **TOWER, image_size=20, vision_use_head=False
         ),
-        text_config=transformers.GemmaConfig(
-            **(TEXT | {"num_key_value_heads": 1}), head_dim=HIDDEN // HEADS
-        ),
+        text_config=text,
         image_token_index=IMAGE,
         vocab_size=VOCABULARY,
         projection_dim=HIDDEN,
         hidden_size=HIDDEN,
     )
     return from_config(transformers.PaliGemmaForConditionalGeneration, config, attn)
-
-
-def make_paligemma2(attn: str) -> PreTrainedModel:
-    config = transformers.PaliGemmaConfig(
-        vision_config=transformers.SiglipVisionConfig(
-            **TOWER, image_size=20, vision_use_head=False
-        ),
-        text_config=transformers.Gemma2Config(
-            **(TEXT | {"num_key_value_heads": 2}),
-            head_dim=HIDDEN // HEADS,
-            query_pre_attn_scalar=HIDDEN // HEADS,
-            attn_logit_softcapping=1.0,  # low enough to bend the logits of random weights
-            final_logit_softcapping=3.0,
-            sliding_window=16,
-            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
-        ),
-        image_token_index=IMAGE,
-        vocab_size=VOCABULARY,
-        projection_dim=HIDDEN,
-        hidden_size=HIDDEN,
-    )
-    # transformers runs Gemma 2 with no sdpa kernel: none bends logits.
-    kernels: Any = {"vision_config": attn, "text_config": "eager"}
-    return from_config(transformers.PaliGemmaForConditionalGeneration, config, kernels)
 
 
 # ---------------------------------------------------------------------- Mistral 3, Video-LLaVA

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from foveate.attention import LayerAttention
+from foveate.attention import LayerAttention, Logits
 from foveate.compressor import Grid, Step, VisualTokens
 
 
@@ -56,7 +56,7 @@ def look(
     return LayerAttention(
         q=weights.clamp(min=1e-30).log() / scale if keys is None else keys[:1],
         k=torch.eye(s)[None] if keys is None else keys,
-        scale=scale,
+        logits=Logits(scale),
         offset=0,
         mask=None,
         visual=torch.tensor(visual),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate import catalog
-from foveate.attention import LayerAttention
+from foveate.attention import LayerAttention, Logits
 from foveate.compressor import Compressor, VisualTokens
 from foveate.learned import LearnedCompressor
 from foveate.mapping import Mapping
@@ -48,7 +48,7 @@ def seen(n: int, levels: int, seed: int) -> VisualTokens:
     layer = LayerAttention(
         q=few(4, n + 3, 2),
         k=few(2, n + 3, 2),
-        scale=0.5,
+        logits=Logits(0.5),
         offset=0,
         mask=None,
         visual=torch.arange(1, n + 1),

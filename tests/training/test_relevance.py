@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -431,6 +432,14 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pair of the kind 'video'"):
         train(Relevance(), FAMILIES["llava"].build(), easy(2), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_of_one_running_training(tmp_path: Path) -> None:
+    settings = Settings(epochs=1, batch=4)
+    with FileLock(tmp_path / ".lock"), pytest.raises(SavedFileError, match="Another process"):
+        train(Relevance(channels=(4,), kinds=("image",)), FAMILIES["llava"].build(), easy(4), tmp_path, settings,
+              tensorboard=False, cpu=True)  # fmt: skip
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 # ---------------------------------------------------------------- processes of their own
