@@ -435,9 +435,9 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_of_one_running_training(tmp_path: Path) -> None:
+    net, model = Relevance(channels=(4,), kinds=("image",)), FAMILIES["llava"].build()
     settings = Settings(epochs=1, batch=4)
     with FileLock(tmp_path / ".lock"), pytest.raises(SavedFileError, match="Another process"):
-        net, model = Relevance(channels=(4,), kinds=("image",)), FAMILIES["llava"].build()
         train(net, model, easy(4), tmp_path, settings, tensorboard=False, cpu=True)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
