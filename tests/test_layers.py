@@ -15,6 +15,7 @@ PACKAGE = ROOT / "foveate"
 
 LAYERS = (
     "errors",
+    "holding",
     "mapping",
     "attention",
     "compressor",

@@ -161,9 +161,6 @@ def answers(
         SavedFileError: `out` holds answers of another model or version, or to other dialogues of
             the same names.
     """
-    path = out / ANSWERS
-    if fresh:
-        path.unlink(missing_ok=True)
     facts = {
         "foveate": fingerprints.code(),
         "transformers": transformers.__version__,
@@ -176,7 +173,7 @@ def answers(
         processor,
         data,
         groups,
-        _noted(Store(path, facts), data),
+        _noted(Store(out / ANSWERS, facts, fresh=fresh), data),
         batch_size,
         max_new_tokens,
         progress,

@@ -6,34 +6,49 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import BaseFileLock
+
 from foveate.errors import SavedFileError
+from foveate.holding import hold
 
 
 class Store:
-    """A file of records by (setting, dialogue), opened for adding.
+    """A file of records by (setting, dialogue), opened for adding until it is closed.
 
     Args:
         path: the JSONL file; made with its folder if absent.
         facts: what all records must share: model, data, versions.
         anew: how the command starts over, for errors.
+        fresh: forget what is stored.
 
     Raises:
-        SavedFileError: the file holds answers that were made under other facts.
+        SavedFileError: the file holds answers that were made under other facts, or another one
+            is adding to it.
     """
 
     def __init__(
-        self, path: Path, facts: dict[str, Any], anew: str = "start over with --fresh"
+        self,
+        path: Path,
+        facts: dict[str, Any],
+        anew: str = "start over with --fresh",
+        fresh: bool = False,
     ) -> None:
         self.path, self.facts, self.anew = path, facts, anew
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self._file: TextIO | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = self._read() if path.exists() else []
-        # Rewritten once: the line that an interruption cut in two goes.
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in [facts, *kept]))
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        # The file is replaced here: what another one still adds to the old one would be lost.
+        lock = path.with_name(f".{path.stem}.lock")
+        self._held: BaseFileLock | None = hold(lock, f"adding to {path}")
+        try:
+            kept = self._read() if path.exists() and not fresh else []
+            # Rewritten once: the line that an interruption cut in two goes.
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in [facts, *kept]))
+            partial.replace(path)
+            self._file = path.open("a", encoding="utf-8")
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def existing(cls, path: Path) -> Store:
@@ -45,7 +60,8 @@ class Store:
             SavedFileError: there is no such file, or it is none of stored answers.
         """
         found = cls.__new__(cls)
-        found.path, found.anew, found.records, found._file = path, "", {}, None
+        found.path, found.anew, found.records = path, "", {}
+        found._file = found._held = None
         lines = found._lines()
         if not lines:
             raise SavedFileError(
@@ -108,6 +124,8 @@ class Store:
         self.records[setting, dialogue] = record
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let others add to it."""
         if self._file is not None:
             self._file.close()
+        if self._held is not None:
+            self._held.release()

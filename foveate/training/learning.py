@@ -18,6 +18,7 @@ from foveate.errors import InputError, MissingDependency, SavedFileError
 from foveate.evaluation import fingerprints
 from foveate.evaluation.data import Dialogue, fingerprint
 from foveate.fingerprint import of_bits, of_weights
+from foveate.holding import hold
 from foveate.learned import LearnedCompressor
 from foveate.training import processes
 from foveate.training.accuracy import MOST, measure
@@ -241,16 +242,7 @@ def begun(folder: Path, record: dict[str, Any], process: processes.Process) -> I
     if not process.first:
         yield
         return
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(folder / _LOCK).acquire(timeout=0)
-    except Timeout:
-        raise SavedFileError(
-            f"Another process is training in {folder}.\nWait for it, or choose another folder."
-        ) from None
-    with held:
+    with hold(folder / _LOCK, f"training in {folder}"):
         begin(folder, record)
         yield
 

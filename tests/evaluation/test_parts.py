@@ -370,6 +370,25 @@ def test_stored_answers_come_back(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_file_of_answers_is_added_to_by_one_at_a_time(tmp_path: Path) -> None:
+    store = Store(tmp_path / "answers.jsonl", {"model": "m"})
+    store.add("s", "1", answers=["x"])
+    for fresh in (False, True):
+        with pytest.raises(SavedFileError, match="Another process is adding to") as error:
+            Store(store.path, {"model": "m"}, fresh=fresh)
+        assert len(str(error.value).splitlines()) <= 4
+    store.add("s", "2", answers=["y"])
+    store.close()
+    again = Store(store.path, {"model": "m"})
+    assert list(again.records) == [("s", "1"), ("s", "2")]
+    again.close()
+    # One that is refused for what it is about lets go, too.
+    with pytest.raises(SavedFileError, match="made with"):
+        Store(store.path, {"model": "other"})
+    Store(store.path, {"model": "other"}, fresh=True).close()
+    assert not Store.existing(store.path).records
+
+
 def test_a_line_cut_in_two_is_forgotten(tmp_path: Path) -> None:
     store = Store(tmp_path / "answers.jsonl", {"model": "m"})
     store.add("s", "1", answers=["x"])

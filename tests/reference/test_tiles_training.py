@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from foveate.errors import InputError
+from foveate.errors import InputError, SavedFileError
+from foveate.holding import hold
 from foveate.reference.architecture import build_model
 from foveate.reference.clips import clip
 from foveate.reference.data import pixel_values
@@ -128,6 +129,16 @@ def test_another_recipe_or_start_is_refused(whole: Path, start: Path, tmp_path: 
     build_model(64, 2, 64, 2).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="another seed or recipe"):
         train_tiles(whole, 3, TINY, start=tmp_path)
+
+
+def test_a_folder_is_of_one_running_training(start: Path, tmp_path: Path) -> None:
+    with (
+        hold(tmp_path / ".lock", "in a test"),
+        pytest.raises(SavedFileError, match="Another process is training in") as error,
+    ):
+        train_tiles(tmp_path, 3, TINY, start=start)
+    assert len(str(error.value).splitlines()) <= 4
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 def test_what_is_no_reference_is_no_start(tmp_path: Path) -> None:
