@@ -44,6 +44,7 @@ ORDER = (
     "chat.py",
     "facts.py",
     "drawing.py",
+    "holding.py",
     "reference/",
     "evaluation/",
     "training/",
