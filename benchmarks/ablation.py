@@ -26,6 +26,7 @@ from torch import nn
 
 from benchmarks.pages import errors_told, note
 from foveate.errors import InputError, UnknownName
+from foveate.holding import training_in
 from foveate.reference.batches import labelled_scenes
 from foveate.reference.data import Scenes
 from foveate.reference.measure import measure
@@ -169,30 +170,30 @@ class Plan:
     def run(self, stage: str, case: str, seed: int) -> None:
         """Train one case and measure it, or go on with it."""
         what, folder = STAGES[stage][case], self.folder(stage, case, seed)
-        folder.mkdir(parents=True, exist_ok=True)
 
         def tell(progress: Progress) -> None:
             print(stage, case, seed, progress, flush=True)
 
         mine = dataclasses.replace(self.recipe, **what.changes)
-        if stage == "tower":
-            mine = dataclasses.replace(mine, vision_steps=self.tower_steps)
-            trainer = what.trainer(folder, seed, mine, self.drawn(), tell=tell)
-            trainer.run(stop_at=(1, self.tower_steps - 1))
-            note(folder / MEASURED, {"steps": self.tower_steps, "read": reads(trainer)})
-            return
-        if not (folder / "checkpoint.pt").exists():
-            _adopt(self.first_stage(seed) / "checkpoint.pt", folder / "checkpoint.pt", mine)
-        what.trainer(folder, seed, mine, self.drawn(), tell=tell).run()
-        figures(folder, self.scenes)
+        with training_in(folder):
+            if stage == "tower":
+                mine = dataclasses.replace(mine, vision_steps=self.tower_steps)
+                trainer = what.trainer(folder, seed, mine, self.drawn(), tell=tell)
+                trainer.run(stop_at=(1, self.tower_steps - 1))
+                note(folder / MEASURED, {"steps": self.tower_steps, "read": reads(trainer)})
+                return
+            if not (folder / "checkpoint.pt").exists():
+                _adopt(self.first_stage(seed) / "checkpoint.pt", folder / "checkpoint.pt", mine)
+            what.trainer(folder, seed, mine, self.drawn(), tell=tell).run()
+            figures(folder, self.scenes)
 
     def first_stage(self, seed: int) -> Path:
         """Train what all cases that are judged by their answers begin with."""
         folder = self.out / f"stage1-seed{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Leaving before the last step keeps the stage open for every case to finish itself.
-        trainer = SceneTrainer(folder, seed, self.recipe, self.drawn())
-        trainer.run(stop_at=(1, self.recipe.vision_steps - 1))
+        with training_in(folder):
+            # Leaving before the last step keeps the stage open for every case to finish itself.
+            trainer = SceneTrainer(folder, seed, self.recipe, self.drawn())
+            trainer.run(stop_at=(1, self.recipe.vision_steps - 1))
         return folder
 
 

@@ -24,6 +24,19 @@ from foveate.mapping import Mapping
 KINDS = ("image", "video")
 
 
+def exact(x: Tensor) -> torch.autocast:
+    """Full precision inside, where a training takes products in a lower one.
+
+    The values that a softmax goes over need it. Their gradients add up to nothing, and rounded
+    they do not: all values drift together, which the loss does not see until they are so large
+    that rounding takes what tells them apart.
+
+    Args:
+        x: on the device that computes.
+    """
+    return torch.autocast(x.device.type, enabled=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class RelevancePredictor(LearnedCompressor):
     """Keeps the tokens that a net predicts to be relevant to the answer.

@@ -7,6 +7,7 @@ the present code's. What was taken over, and upon what, is noted, and stands on 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -74,13 +75,12 @@ def take_over(
     # What was not asked again is not taken over.
     same = {setting for setting, _ in asking.store.records}
     partial = file.with_suffix(".again")
-    partial.unlink(missing_ok=True)
-    store = Store(partial, there.facts | {_CODE: now})
-    for record in there.records.values():
-        if record["setting"] in same:
-            store.add(**record)
-    store.close()
-    partial.replace(file)
+    # Files of one stem are held together: nobody adds to the one that this one replaces.
+    with contextlib.closing(Store(partial, there.facts | {_CODE: now}, fresh=True)) as store:
+        for record in Store.existing(file).records.values():
+            if record["setting"] in same:
+                store.add(**record)
+        partial.replace(file)
 
 
 def taken_over(folders: Sequence[Path]) -> str:

@@ -225,7 +225,7 @@ class Decoder:
             live.recorded = recorded
             live.last = prompt.last(p.row)
             if decision.reads_text:
-                filled = prompt.filled(p.row, decision.adapter)
+                filled = prompt.filled(p.row, self.adapter)
                 live.text = prompt.text(p.row, filled)
                 live.question = prompt.question(p.row, filled, decision.template)
                 decision.check_text(live)

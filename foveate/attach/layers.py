@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from foveate.adapters.base import Adapter, first_tensor
 from foveate.attach import faults, positions
 from foveate.attach.forward import Looked, Pass, fill, gather
-from foveate.attach.probe import logits_of, peek
+from foveate.attach.probe import check, logits_of, peek
 from foveate.attach.tables import Segment
 from foveate.errors import AttachError
 
@@ -144,7 +144,7 @@ class LayerHook:
         if mask is not None or now.tables is not None or table is not None:
             # A static cache's spare columns hold no keys yet: only what has been seen counts.
             query, keys = self._tables(now, table, segment, None, past, hidden.device)
-            mask = _short_mask(mask, query, keys, now)
+            mask = _short_mask(mask, query, keys, now, self._by_keys())
         rotations = kwargs.get("position_embeddings")
         before = now.start_of(self.layer - 1) if self.layer else None
         shift = None if segment is None else segment.shift
@@ -341,11 +341,7 @@ def _short_mask(
         return ~hole
     if mask is None:
         return (keys[:, None, None, :] <= filled[:, None, :, None]) & ~hole[:, None, None, :]
-    if not isinstance(mask, Tensor):
-        raise AttachError(
-            f"Attention masks of type {type(mask).__name__} cannot be gathered.\n"
-            "Use attn_implementation 'sdpa', 'eager' or a flash kernel."
-        )
+    check(mask)
     total = now.past + now.length
     # A sliding cache that was not compressed hands over only its last columns.
     offset = max(0, total - mask.shape[-1])

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.attention import Logits, visible_keys
+from foveate.errors import AttachError
 
 ROWS_AT_ONCE = 256  # query rows of a score matrix held in memory at a time
 
@@ -82,8 +83,22 @@ def scale_of(q: Tensor, kwargs: dict[str, Any]) -> float:
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def logits_of(q: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Logits:
-    """How an attention call makes its logits."""
+def check(mask: Any) -> None:
+    """Raise an AttachError if a mask cannot be read."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise AttachError(
+            f"Attention masks of type {type(mask).__name__} cannot be read.\n"
+            "Use attn_implementation 'sdpa', 'eager' or a flash kernel, which the model has."
+        )
+
+
+def logits_of(q: Tensor, mask: Any, kwargs: dict[str, Any]) -> Logits:
+    """How an attention call makes its logits.
+
+    Raises:
+        AttachError: the mask is no tensor.
+    """
+    check(mask)
     # The masks of other kernels hold the sliding window.
     window = kwargs.get("sliding_window") if mask is None or mask.ndim == 2 else None
     return Logits(scale_of(q, kwargs), window, kwargs.get("softcap"))

@@ -300,7 +300,8 @@ def optimal(
         store = Store(folder / "optimal.jsonl", known, anew="delete this file")
     # A dialogue of the same name may have changed since, or be another data set's.
     keys = {each.name: f"{keep} {fingerprint([each])}" for each in dialogues}
-    with shown(len(dialogues)) as (sized, answered, tell):
+    held = contextlib.nullcontext() if store is None else contextlib.closing(store)
+    with held, shown(len(dialogues)) as (sized, answered, tell):
         teacher.fill(
             process.share(dialogues),
             whole=dialogues,
@@ -338,7 +339,6 @@ def optimal(
                 )
         if store is None:
             return
-        store.close()
         records = [store[keys[d.name], d.name] for d in dialogues]
         again = [
             best.Optimal(

@@ -42,6 +42,7 @@ def command(
     batch: Annotated[int, typer.Option(help="Pairs of a step, over all GPUs.", min=1)] = 128,
     rate: Annotated[float, typer.Option(help="Adam's learning rate.", min=0)] = 1e-3,
     schedule: Annotated[str, typer.Option(help="Of the rate: constant or cosine.")] = "constant",
+    clip: Annotated[str, typer.Option(help="Gradients: norm, value or none.")] = "none",
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Take the net's products in bfloat16, which is faster.")
     ] = False,
@@ -97,6 +98,7 @@ def command(
         batch=batch,
         rate=rate,
         schedule=schedule,
+        clip=clip,
         bf16=bf16,
         seed=seed,
         save_every=save_every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import statistics
@@ -78,7 +79,7 @@ def compare(
             turn where one is asked for, or an oracle for other data than the shipped scenes.
         StageNotAvailable: the model cannot go on from a cache, and `turns` asks for it.
         SavedFileError: `out` holds answers of another model or version, or to other dialogues of
-            the same names.
+            the same names, or another run is adding to it.
         UnknownName, BudgetError: a method or budget that does not exist.
     """
     task = _Task(
@@ -159,7 +160,7 @@ def answers(
 
     Raises:
         SavedFileError: `out` holds answers of another model or version, or to other dialogues of
-            the same names.
+            the same names, or another run is adding to it.
     """
     facts = {
         "foveate": fingerprints.code(),
@@ -168,21 +169,11 @@ def answers(
         "processor": fingerprints.processor(processor),
         "max_new_tokens": max_new_tokens,
     }
-    asking = Asking(
-        model,
-        processor,
-        data,
-        groups,
-        _noted(Store(out / ANSWERS, facts, fresh=fresh), data),
-        batch_size,
-        max_new_tokens,
-        progress,
-    )
-    try:
+    with contextlib.closing(Store(out / ANSWERS, facts, fresh=fresh)) as store:
+        _note(store, data)
+        asking = Asking(model, processor, data, groups, store, batch_size, max_new_tokens, progress)
         asking.foresee()
         asking.run()
-    finally:
-        asking.store.close()
     return asking
 
 
@@ -195,11 +186,10 @@ def changed(store: Store, data: Sequence[Dialogue]) -> str | None:
     return None
 
 
-def _noted(store: Store, data: Sequence[Dialogue]) -> Store:
-    """With what each dialogue is, so that more of them can be asked later, but no others."""
+def _note(store: Store, data: Sequence[Dialogue]) -> None:
+    """Store what each dialogue is, so that more of them can be asked later, but no others."""
     other = changed(store, data)
     if other is not None:
-        store.close()
         raise SavedFileError(
             f"{store.path} holds answers to another dialogue {other!r}.\n"
             "Choose another folder, or start over with --fresh."
@@ -207,7 +197,6 @@ def _noted(store: Store, data: Sequence[Dialogue]) -> Store:
     for each in data:
         if (DIALOGUE, each.name) not in store:
             store.add(DIALOGUE, each.name, of=fingerprint([each]))
-    return store
 
 
 @dataclasses.dataclass

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
-
-from filelock import BaseFileLock
 
 from foveate.errors import SavedFileError
 from foveate.holding import hold
@@ -22,7 +21,7 @@ class Store:
         fresh: forget what is stored.
 
     Raises:
-        SavedFileError: the file holds answers that were made under other facts, or another one
+        SavedFileError: the file holds answers that were made under other facts, or another run
             is adding to it.
     """
 
@@ -36,9 +35,9 @@ class Store:
         self.path, self.facts, self.anew = path, facts, anew
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self._file: TextIO | None = None
-        # The file is replaced here: what another one still adds to the old one would be lost.
+        # The file is replaced here: what another run still adds to the old one would be lost.
         lock = path.with_name(f".{path.stem}.lock")
-        self._held: BaseFileLock | None = hold(lock, f"adding to {path}")
+        self._held: ExitStack | None = hold(lock, f"adding to {path}")
         try:
             kept = self._read() if path.exists() and not fresh else []
             # Rewritten once: the line that an interruption cut in two goes.
@@ -128,4 +127,4 @@ class Store:
         if self._file is not None:
             self._file.close()
         if self._held is not None:
-            self._held.release()
+            self._held.close()

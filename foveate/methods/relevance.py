@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from foveate.compressor import DecoderMethod, Reads, VisualTokens
 from foveate.errors import BudgetError
-from foveate.predicting import RelevancePredictor
+from foveate.predicting import RelevancePredictor, exact
 
 SCALINGS = ("count", "share", "log")
 
@@ -82,7 +82,8 @@ class Predictor(nn.Module):
             # Beyond its end a row must look as if there were zeros, in every layer.
             x = x if real is None else x * real[:, None]
             x = pointwise(depthwise(x)).relu()
-        found: Tensor = self.last(x)[:, 0]
+        with exact(x):
+            found: Tensor = self.last(x.to(self.last.weight.dtype))[:, 0]
         return found if real is None else found.masked_fill(~real, -torch.inf)
 
 

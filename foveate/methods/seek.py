@@ -55,7 +55,7 @@ from foveate import ops
 from foveate.compressor import Reads, Stage, VisualTokens
 from foveate.errors import BudgetError
 from foveate.mapping import Mapping
-from foveate.predicting import RelevancePredictor
+from foveate.predicting import RelevancePredictor, exact
 
 _WAVES = 6  # of a place: pi, 2 pi, 4 pi ... across the picture
 _HEADS = 4
@@ -91,7 +91,9 @@ class Round(nn.Module):
         x = self.norm(z)
         z = z + self.hear(x, x, x, key_padding_mask=~said, need_weights=False)[0]
         z = z + self.think(z)
-        a = self.ask(z) @ y.mT / math.sqrt(y.shape[-1])
+        with exact(z):
+            asked = self.ask(z.to(self.ask.weight.dtype))
+            a = asked @ y.to(asked.dtype).mT / math.sqrt(y.shape[-1])
         shares = a.masked_fill(~real[:, None], -torch.inf).softmax(-1)
         return z + self.learn(shares @ y), a
 
@@ -136,7 +138,9 @@ class Seekers(nn.Module):
         a = y.new_zeros(len(y), len(z[0]), y.shape[1])
         for each in self.rounds:
             z, a = each(z, y, said, real)  # (2)
-        found: Tensor = (a[:, :k] + self.gain(z[:, :k])).logsumexp(1) + self.bias(h)[..., 0]  # (3)
+        with exact(z):
+            gain = self.gain(z[:, :k].to(a.dtype))
+            found: Tensor = (a[:, :k] + gain).logsumexp(1) + self.bias(h.to(a.dtype))[..., 0]  # (3)
         # Here and not in a: the gradient of a logsumexp over nothing but -inf is no number.
         return found.masked_fill(~real, -torch.inf)
 

@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, LlavaOnevisionForConditi
 
 from foveate.errors import InputError
 from foveate.fingerprint import of_weights
+from foveate.holding import training_in
 from foveate.reference import path
 from foveate.reference.architecture import PATCH
 from foveate.reference.data import pixel_values
@@ -182,6 +183,7 @@ def train_tiles(
 
     Raises:
         InputError: there is no `reference` in that folder, or the run in `output_dir` is another.
+        SavedFileError: another run is training in `output_dir`.
     """
     source = _source(path() if start is None else Path(start)).to(device)
     vision, text = source.config.vision_config, source.config.text_config
@@ -194,8 +196,7 @@ def train_tiles(
         layers=text.num_hidden_layers,
     )
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with on(device):
+    with training_in(folder), on(device):
         TilesTrainer(folder, seed, mine, source, tell=tell, workers=workers).run(stop_at)
     return folder / "model"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foveate.errors import InputError
-from foveate.holding import hold
+from foveate.holding import training_in
 from foveate.reference.ahead import drawn_ahead
 from foveate.reference.alignment import align, patch_targets
 from foveate.reference.architecture import GRID, build_model, build_processor
@@ -216,24 +216,18 @@ class Trainer(abc.ABC):
 
         Args:
             stop_at: stage and step at which to save and leave; None goes to the end.
-
-        Raises:
-            SavedFileError: another process is training in the folder.
         """
-        with hold(self.folder / ".lock", f"training in {self.folder}"):
-            if not self._exported() and self._stages(stop_at):
-                self.export()
-
-    def _stages(self, stop_at: tuple[int, int] | None) -> bool:
-        """Both stages; False if one was left at `stop_at`."""
         recipe = self.recipe
+        if self._exported():
+            return
         if self.stage == VISION:
             draw = self._batches().labelled
             if not self._stage(recipe.vision_steps, draw, self._vision_step, stop_at):
-                return False
+                return
             self._begin_language()
         draw = self._batches().asked
-        return self._stage(recipe.language_steps, draw, self._language_step, stop_at)
+        if self._stage(recipe.language_steps, draw, self._language_step, stop_at):
+            self.export()
 
     def _exported(self) -> bool:
         """Whether the run is over and its model written; what was measured of it then stays."""
@@ -454,15 +448,16 @@ def train(
 
     Raises:
         InputError: the run in `output_dir`, or what lies in `store`, is another.
+        SavedFileError: another run is training in `output_dir`.
     """
     folder, recipe = Path(output_dir), recipe or Recipe()
-    # Before anything is drawn.
-    if (folder / CHECKPOINT).exists():
-        checked(folder / CHECKPOINT, seed, recipe)
-    drawn = Store(store or folder / "scenes", recipe.scenes)
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn.fill(workers)
-    with on(device):
-        scenes = Scenes(drawn)
-        SceneTrainer(folder, seed, recipe, scenes, tell=tell, workers=workers).run(stop_at)
+    with training_in(folder):
+        # Before anything is drawn.
+        if (folder / CHECKPOINT).exists():
+            checked(folder / CHECKPOINT, seed, recipe)
+        drawn = Store(store or folder / "scenes", recipe.scenes)
+        drawn.fill(workers)
+        with on(device):
+            scenes = Scenes(drawn)
+            SceneTrainer(folder, seed, recipe, scenes, tell=tell, workers=workers).run(stop_at)
     return folder / "model"

@@ -18,7 +18,7 @@ from foveate.errors import InputError, MissingDependency, SavedFileError
 from foveate.evaluation import fingerprints
 from foveate.evaluation.data import Dialogue, fingerprint
 from foveate.fingerprint import of_bits, of_weights
-from foveate.holding import hold
+from foveate.holding import training_in
 from foveate.learned import LearnedCompressor
 from foveate.training import processes
 from foveate.training.accuracy import MOST, measure
@@ -28,7 +28,6 @@ from foveate.training.student import Objective, Student, eq10, frozen
 from foveate.training.teacher import Entry, Teacher
 
 RECORD, FOLDER = "training.json", "compressor"
-_LOCK = ".lock"
 _SAMPLE = 64  # dialogues that a start may look at
 
 
@@ -242,7 +241,7 @@ def begun(folder: Path, record: dict[str, Any], process: processes.Process) -> I
     if not process.first:
         yield
         return
-    with hold(folder / _LOCK, f"training in {folder}"):
+    with training_in(folder):
         begin(folder, record)
         yield
 

@@ -45,7 +45,7 @@ from foveate.training.learning import (
 )
 from foveate.training.pairs import Kept, Pair
 from foveate.training.processes import of
-from foveate.training.recipe import Recipe
+from foveate.training.recipe import CLIPS, Recipe
 from foveate.training.trainer import (
     Order,
     SavingTrainer,
@@ -142,6 +142,8 @@ class Settings:
         batch: pairs of a step.
         rate: of Adam.
         schedule: of the rate: ``"constant"``, or ``"cosine"`` down to zero.
+        clip: gradients, as `Recipe` clips them. The paper says nothing of it; where a net is not
+            bounded, as that of `seek`, one step too large can lose what was learned.
         bf16: whether the net's products are taken in bfloat16; parameters, loss and what is
             measured stay in float32.
         seed: of the first parameters and of the order.
@@ -153,14 +155,16 @@ class Settings:
     batch: int = 128
     rate: float = 1e-3
     schedule: str = "constant"
+    clip: str = "none"
     bf16: bool = False
     seed: int = 0
     save_every: int = 500
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UnknownName("schedule", self.schedule, SCHEDULES)
+        for name, known in (("schedule", SCHEDULES), ("clip", CLIPS)):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, getattr(self, name), known)
 
     def recipe(self, pairs: int, processes: int) -> Recipe:
         """The same for the Trainer.
@@ -174,7 +178,7 @@ class Settings:
             batch=self.batch if self.batch <= pairs else pairs // processes * processes,
             optimiser="adamw",  # without decay AdamW is Adam
             rate=self.rate,
-            clip="none",
+            clip=self.clip,
             schedule=self.schedule,
             seed=self.seed,
             log_every=50,
@@ -213,16 +217,22 @@ class RelevanceTrainer(SavingTrainer):
 
     Args:
         settings: every number of the training.
+        clip: what each entry of a gradient is clipped at; None if it is not.
         tell: told what is measured, in the first process only.
         held: pairs to measure on.
         options: the Trainer's.
     """
 
     def __init__(
-        self, settings: Settings, tell: Tell, held: Sequence[Pair | Kept] = (), **options: Any
+        self,
+        settings: Settings,
+        clip: float | None,
+        tell: Tell,
+        held: Sequence[Pair | Kept] = (),
+        **options: Any,
     ) -> None:
         self.settings, self.held = settings, held
-        super().__init__(**options, data_collator=collate, callbacks=[Watch(self, None, tell)])
+        super().__init__(**options, data_collator=collate, callbacks=[Watch(self, clip, tell)])
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
@@ -313,8 +323,9 @@ def train(
         [each for each in some if KINDS[each.is_video] in method.kinds]
         for some in (pairs, validation)
     )
+    recipe = settings.recipe(len(chosen), int(os.environ.get("WORLD_SIZE", "1")))
     given = arguments(
-        settings.recipe(len(chosen), int(os.environ.get("WORLD_SIZE", "1"))),
+        recipe,
         folder,
         validated=bool(measured),
         tensorboard=tensorboard,
@@ -342,6 +353,7 @@ def train(
         with quiet():
             running = RelevanceTrainer(
                 settings,
+                recipe.clipped_value,
                 tell,
                 held=measured,
                 model=Learner(first),

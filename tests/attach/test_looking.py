@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 import foveate
 from foveate import attention
 from foveate.adapters import adapter_for
+from foveate.attach.probe import logits_of
 from foveate.attention import LayerAttention, Logits
 from foveate.compressor import Compressor, DecoderMethod, Reads, Stage, VisualTokens
+from foveate.errors import AttachError
 from foveate.mapping import Mapping
 from tests.attach.backends import flash_like
 from tests.families.family import IMAGE, VIDEO
@@ -221,9 +224,10 @@ class Sliding(Watch):
 
 
 @torch.no_grad()
-def test_a_kernel_without_masks_shows_its_window() -> None:
-    """Of Gemma 3 the first and third layer have one, of 16 tokens."""
-    case, found = Case("gemma3", dtype=torch.float32), Sliding()
+@pytest.mark.parametrize("images", [(1, 2), (2,)], ids=["padded", "one row"])
+def test_a_kernel_without_masks_shows_its_window(images: tuple[int, ...]) -> None:
+    """Of Gemma 3 the first and third layer have one, of 16 tokens; unpadded there is no mask."""
+    case, found = Case("gemma3", dtype=torch.float32, images=images), Sliding()
     model = FAMILIES["gemma3"].build("sdpa", torch.float32)
     with flash_like(adapter_for(model).language), foveate.attach(model, found, _force=True):
         model(**case.batch().inputs)
@@ -236,6 +240,14 @@ def test_a_kernel_without_masks_shows_its_window() -> None:
         assert bool((given[:, ~near] == 0).all()) and bool((given[:, near] > 0).all())
         windows.append(bool(near.any()) and not bool(near.all()))
     assert any(windows)
+
+
+def test_a_mask_that_cannot_be_read_is_told() -> None:
+    """Flex attention describes its mask by a function."""
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 128, 128, device="cpu")
+    with pytest.raises(AttachError, match="masks of type BlockMask cannot be read") as error:
+        logits_of(torch.zeros(1, 1, 2, 4), mask, {})
+    assert len(str(error.value).splitlines()) <= 4
 
 
 @torch.no_grad()

@@ -203,6 +203,19 @@ def test_other_data_is_not_mixed_with_stored_answers(
     run(loaded, tmp_path, data=other, methods=["pool"], fresh=True)
 
 
+def test_what_goes_wrong_lets_go_of_the_answers(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = from_reference(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", None)
+        with pytest.raises(TypeError) as kept:
+            run(loaded, tmp_path, data=data, methods=["pool"])
+    # As where a notebook keeps the last error with all that it knew.
+    assert kept.value is not None
+    run(loaded, tmp_path, data=data, methods=["pool"])
+
+
 def test_more_dialogues_are_added_to_stored_answers(
     loaded: tuple[Any, Any], tmp_path: Path
 ) -> None:

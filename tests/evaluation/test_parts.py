@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +375,7 @@ def test_a_file_of_answers_is_added_to_by_one_at_a_time(tmp_path: Path) -> None:
     store = Store(tmp_path / "answers.jsonl", {"model": "m"})
     store.add("s", "1", answers=["x"])
     for fresh in (False, True):
-        with pytest.raises(SavedFileError, match="Another process is adding to") as error:
+        with pytest.raises(SavedFileError, match="Another run is adding to") as error:
             Store(store.path, {"model": "m"}, fresh=fresh)
         assert len(str(error.value).splitlines()) <= 4
     store.add("s", "2", answers=["y"])
@@ -382,6 +383,12 @@ def test_a_file_of_answers_is_added_to_by_one_at_a_time(tmp_path: Path) -> None:
     again = Store(store.path, {"model": "m"})
     assert list(again.records) == [("s", "1"), ("s", "2")]
     again.close()
+    # Whichever thread closes it.
+    third = Store(store.path, {"model": "m"})
+    other = threading.Thread(target=third.close)
+    other.start()
+    other.join()
+    assert ("s", "2") in third
     # One that is refused for what it is about lets go, too.
     with pytest.raises(SavedFileError, match="made with"):
         Store(store.path, {"model": "other"})

@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from foveate.errors import InputError, SavedFileError
-from foveate.holding import hold
+from foveate.holding import training_in
 from foveate.reference.architecture import build_model
 from foveate.reference.clips import clip
 from foveate.reference.data import pixel_values
@@ -133,8 +133,8 @@ def test_another_recipe_or_start_is_refused(whole: Path, start: Path, tmp_path: 
 
 def test_a_folder_is_of_one_running_training(start: Path, tmp_path: Path) -> None:
     with (
-        hold(tmp_path / ".lock", "in a test"),
-        pytest.raises(SavedFileError, match="Another process is training in") as error,
+        training_in(tmp_path),
+        pytest.raises(SavedFileError, match="Another run is training in") as error,
     ):
         train_tiles(tmp_path, 3, TINY, start=start)
     assert len(str(error.value).splitlines()) <= 4

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.errors import InputError
+from foveate.errors import InputError, SavedFileError
+from foveate.holding import training_in
 from foveate.reference import words
 from foveate.reference.architecture import build_model
 from foveate.reference.dialogues import training_dialogues
@@ -131,12 +132,18 @@ def test_another_run_is_refused(whole: Path, seed: int, recipe: Recipe) -> None:
     assert contents(whole / "scenes") == before
 
 
+def test_a_folder_is_of_one_running_training(tmp_path: Path) -> None:
+    with training_in(tmp_path), pytest.raises(SavedFileError, match="Another run is training in"):
+        train(tmp_path, 3, TINY)
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]  # no scenes, either
+
+
 def test_scenes_that_a_shared_store_lacks_are_refused(whole: Path, tmp_path: Path) -> None:
     before = contents(whole / "scenes")
     with pytest.raises(InputError, match="has room for 6 scenes"):
         train(tmp_path / "run", 3, replace(TINY, scenes=7), whole / "scenes")
     assert contents(whole / "scenes") == before
-    assert not (tmp_path / "run").exists()
+    assert [each.name for each in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_store_holds_the_scenes(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import foveate
 from foveate import relevance
 from foveate.attach.prompt import placed
-from foveate.errors import InputError, SavedFileError
+from foveate.errors import InputError, SavedFileError, UnknownName
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn, form
-from foveate.methods.relevance import Relevance
-from foveate.methods.seek import Seek
+from foveate.methods.relevance import Predictor, Relevance
+from foveate.methods.seek import Seek, Seekers
 from foveate.relevance import Rule
 from foveate.training import relevance as training
 from foveate.training.files import read_tensors
@@ -346,6 +346,29 @@ def test_it_learns_is_saved_and_goes_on(tmp_path: Path) -> None:
         train(method, model, pairs, tmp_path / "b", other, **here)
 
 
+def test_products_in_bfloat16_leave_what_a_softmax_goes_over_exact() -> None:
+    """An offset that all tokens share, as rounded gradients make one grow, takes nothing away."""
+    torch.manual_seed(0)
+    tokens, places, words = (
+        torch.randn(2, rows, width) for rows, width in ((9, 8), (9, 3), (4, 8))
+    )
+    there = torch.ones(2, 9, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
+    seek, plain = Seekers(8, 16, 8, 4, 2), Predictor((4, 8), 3)
+    for net, offset, given in (
+        (seek, seek.bias, (tokens, places, words, *there)),
+        (plain, plain.last, (tokens[..., 0], there[0])),
+    ):
+        said = []
+        for shared in (0, 1000):
+            with torch.no_grad():
+                assert offset.bias is not None
+                offset.bias += shared
+                # Its own context: one that goes on would go on with the parameters of before.
+                with torch.autocast("cpu", torch.bfloat16):
+                    said.append(net(*given).log_softmax(-1))
+        torch.testing.assert_close(*said, atol=1e-3, rtol=0)
+
+
 def test_products_in_bfloat16_learn_the_same_in_float32_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,10 +378,14 @@ def test_products_in_bfloat16_learn_the_same_in_float32_parameters(
     products: set[torch.dtype] = set()
     logits = Relevance.logits
 
-    def seen(self: Relevance, *given: Any) -> Any:
-        found = logits(self, *given)
+    def seen(self: Relevance, net: Any, *given: Any) -> Any:
+        inner = net.pointwise[0].register_forward_hook(lambda *call: kinds.append(call[2].dtype))
+        kinds: list[torch.dtype] = []
+        found = logits(self, net, *given)
+        inner.remove()
+        assert found.dtype == torch.float32
         if torch.is_grad_enabled():
-            products.add(found.dtype)
+            products.update(kinds)
         return found
 
     monkeypatch.setattr(Relevance, "logits", seen)
@@ -403,29 +430,35 @@ def test_what_is_predicted_is_a_distribution_that_ranks_what_is_kept(method: Any
 def test_the_settings_are_those_that_are_trained_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam without decay, at a rate that falls or does not."""
+    """Adam without decay, at a rate that falls or does not, clipped or not."""
     told: list[Any] = []
+    clipped: list[float | None] = []
 
-    def stopped(settings: Settings, tell: Any, **options: Any) -> None:
+    def stopped(settings: Settings, clip: float | None, tell: Any, **options: Any) -> None:
         told.append(options["args"])
+        clipped.append(clip)
         assert len(options["train_dataset"]) == 4  # those of its kind
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "RelevanceTrainer", stopped)
     pairs = [*easy(4), Pair({"attention": torch.rand(6)}, torch.rand(6), is_video=True)]
-    for number, schedule in enumerate(("constant", "cosine")):
-        settings = Settings(epochs=3, batch=2, rate=0.5, schedule=schedule, seed=7)
+    ways = (("constant", "none"), ("cosine", "norm"), ("cosine", "value"))
+    for number, (schedule, clip) in enumerate(ways):
+        settings = Settings(epochs=3, batch=2, rate=0.5, schedule=schedule, clip=clip, seed=7)
         with pytest.raises(KeyboardInterrupt):
             train(
                 Relevance(**SMALL),  # type: ignore[arg-type]
                 FAMILIES["llava"].build(), pairs, tmp_path / f"{number}", settings,
                 cpu=True, tensorboard=False,
             )  # fmt: skip
-    assert [str(each.lr_scheduler_type.value) for each in told] == ["constant", "cosine"]
+    assert [str(each.lr_scheduler_type.value) for each in told] == [way for way, _ in ways]
+    assert [each.max_grad_norm for each in told] == [0.0, 1.0, 0.0] and clipped == [None, None, 1.0]
+    with pytest.raises(UnknownName, match="clip"):
+        Settings(clip="length")
     for each in told:
         assert (each.learning_rate, each.num_train_epochs, each.seed) == (0.5, 3, 7)
         assert (each.per_device_train_batch_size, each.weight_decay) == (2, 0.0)
-        assert (each.optim, each.max_grad_norm) == ("adamw_torch", 0.0)
+        assert each.optim == "adamw_torch"
 
 
 def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
@@ -437,7 +470,7 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_of_one_running_training(tmp_path: Path) -> None:
     net, model = Relevance(channels=(4,), kinds=("image",)), FAMILIES["llava"].build()
     settings = Settings(epochs=1, batch=4)
-    with FileLock(tmp_path / ".lock"), pytest.raises(SavedFileError, match="Another process"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(SavedFileError, match="Another run"):
         train(net, model, easy(4), tmp_path, settings, tensorboard=False, cpu=True)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 

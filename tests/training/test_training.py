@@ -249,7 +249,7 @@ def test_a_folder_is_of_one_running_training(teacher: Teacher, tmp_path: Path) -
     out = tmp_path / "out"
     out.mkdir()
     lock, asked = FileLock(out / ".lock"), list[bool]()
-    with lock, pytest.raises(SavedFileError, match="Another process is training in"):
+    with lock, pytest.raises(SavedFileError, match="Another run is training in"):
         run(teacher, out)
     assert not (out / learning.RECORD).exists()
 
