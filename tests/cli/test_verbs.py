@@ -149,6 +149,7 @@ def test_compare(family: str, checkpoint: Folder, tmp_path: Path, capsys: Captur
     assert [row["entering"] for row in found["rows"]] == [6, 6]
     assert len(found["full"]["turns"]) == 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".answers.lock",
         "answers.jsonl",
         "comparison.json",
         "report.html",
@@ -261,6 +262,7 @@ def test_compare_on_all_seeds(
     assert files == {
         *("report.html", "comparison.json"),
         *("seed2/answers.jsonl", "seed10/answers.jsonl"),
+        *("seed2/.answers.lock", "seed10/.answers.lock"),
     }
     again = executed(found["python"])["found"]
     assert [each.model for each in again.models] == ["seed2", "seed10"]
