@@ -32,8 +32,10 @@ Differs from the paper's code:
     about, there is nothing to predict from: see docs/relevance.md.
 
 When it fails:
-    Words that it was not trained with, and pictures unlike those. What an earlier turn was about
-    ("and what colour is it?") is not known to it. A net for images says nothing of videos.
+    Questions about a whole clip: what relevant tokens take is missing elsewhere, and `cover` is
+    better on clips. Words that it was not trained with, and pictures unlike those. What an earlier
+    turn was about ("and what colour is it?") is not known to it. A net for images says nothing of
+    videos.
 
 Reference:
     None. The labels and the loss are those of arXiv 2506.01097, section 3.3.
