@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -19,6 +18,7 @@ from foveate.attach.prompt import placed
 from foveate.errors import InputError, SavedFileError, UnknownName
 from foveate.evaluation.answering import Batch
 from foveate.evaluation.data import Dialogue, Turn, form
+from foveate.holding import training_in
 from foveate.methods.relevance import Predictor, Relevance
 from foveate.methods.seek import Seek, Seekers
 from foveate.relevance import Rule
@@ -367,6 +367,11 @@ def test_products_in_bfloat16_leave_what_a_softmax_goes_over_exact() -> None:
                 with torch.autocast("cpu", torch.bfloat16):
                     said.append(net(*given).log_softmax(-1))
         torch.testing.assert_close(*said, atol=1e-3, rtol=0)
+    z, y = torch.randn(2, 5, 8), torch.randn(2, 9, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        round_ = seek.rounds[0](z, y, torch.ones(2, 5, dtype=torch.bool), there[0])
+        assert seek.shown(torch.randn(2, 9, 16)).dtype == torch.bfloat16  # it is on
+    assert round_[1].dtype == torch.float32
 
 
 def test_products_in_bfloat16_learn_the_same_in_float32_parameters(
@@ -470,7 +475,7 @@ def test_a_kind_without_pairs_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_of_one_running_training(tmp_path: Path) -> None:
     net, model = Relevance(channels=(4,), kinds=("image",)), FAMILIES["llava"].build()
     settings = Settings(epochs=1, batch=4)
-    with FileLock(tmp_path / ".lock"), pytest.raises(SavedFileError, match="Another run"):
+    with training_in(tmp_path), pytest.raises(SavedFileError, match="Another run"):
         train(net, model, easy(4), tmp_path, settings, tensorboard=False, cpu=True)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
