@@ -36,9 +36,7 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
     there = [(side, right[:, counted]) for side, right in asked if not isinstance(right, str)]
     intervals = _gains(found, [value - full for _, value in there])
     for (side, value), (_, low, high) in zip(there, intervals, strict=True):
-        records = found.records(side)
-        whole = sum(each["n"] for each in records)
-        entering, mean = (sum(r[name] for r in records) / whole for name in ("entering", "average"))
+        entering, mean = (_left(found, side, where) for where in ("entering", "average"))
         cells = [
             "" if left is None else f"{100 * left / n:.0f} %"
             for n, total in ((sizes[-1], layers), (_WIDE, DEEP))
@@ -52,6 +50,12 @@ def scores(found: Answered, models: Sequence[Asked], sides: Sequence[Side]) -> s
             f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def _left(found: Answered, side: Side, where: str) -> float:
+    """Which share of the visual tokens it left, ``"entering"`` or ``"average"`` over layers."""
+    records = found.records(side)
+    return sum(each[where] for each in records) / sum(each["n"] for each in records)
 
 
 def _gains(found: Answered, each: Sequence[Any], kinds: Sequence[str] = ()) -> list[stats.Interval]:
@@ -108,14 +112,18 @@ def trainings(page: Page, models: Table[str, Sequence[Asked]]) -> str:
 def curves(found: Answered, page: Page) -> Any:
     """Accuracy over budgets of every setting that is claimed about at three or more (None: none).
 
-    One panel of all questions, and one of each set of kinds that a claim is about.
+    One panel of all questions, and one of each set of kinds that a claim is about. Tokens are
+    those counted in the runs. Settings that state their budget themselves, as presets and
+    schedules do, make one curve for each method.
     """
     from matplotlib.figure import Figure
 
     lines: dict[str, list[Side]] = {}
     for side in page.sides(SCENES):
         if side.settings:
-            lines.setdefault(side.label, []).append(side)
+            one = side.settings[0]
+            label = side.label if one.keep is not None else f"{one.method}, own schedule"
+            lines.setdefault(label, []).append(side)
     lines = {
         label: [side for side in each if not isinstance(found.right(side), str)]
         for label, each in lines.items()
@@ -124,6 +132,7 @@ def curves(found: Answered, page: Page) -> Any:
     lines = {label: each for label, each in lines.items() if each}
     if not lines:
         return None
+    left = {side: _left(found, side, "average") for each in lines.values() for side in each}
     claimed = (claim.kinds for part in page.parts if part.data == SCENES for claim in part.claims)
     panels = [each for each in dict.fromkeys(((), *claimed)) if found.counted(each).any()]
     columns = min(2, len(panels))
@@ -134,7 +143,7 @@ def curves(found: Answered, page: Page) -> Any:
         counted = found.counted(kinds)
         full = np.asarray(found.right(Side(FULL)))[:, counted]
         drawn = {
-            label: sorted(sides, key=lambda side: side.keep or 0) for label, sides in lines.items()
+            label: sorted(sides, key=lambda side: left[side]) for label, sides in lines.items()
         }
         rights = {
             side: np.asarray(found.right(side))[:, counted]
@@ -146,10 +155,7 @@ def curves(found: Answered, page: Page) -> Any:
         for number, (label, sides) in enumerate(drawn.items()):
             values, gains = [rights[side] for side in sides], [known[side] for side in sides]
             panel.errorbar(
-                [
-                    100 * (side.keep or 0) * (1 + 0.012 * (number - len(lines) / 2))
-                    for side in sides
-                ],
+                [100 * left[side] * (1 + 0.012 * (number - len(lines) / 2)) for side in sides],
                 [value.mean() for value in values],
                 yerr=[[g[0] - g[1] for g in gains], [g[2] - g[0] for g in gains]],
                 label=label,
