@@ -122,7 +122,9 @@ def curves(found: Answered, page: Page) -> Any:
     for side in page.sides(SCENES):
         if side.settings:
             one = side.settings[0]
-            label = side.label if one.keep is not None else f"{one.method}, own schedule"
+            label = side.label
+            if one.keep is None:
+                label = label.replace(one.label, f"{one.method}, own schedule")
             lines.setdefault(label, []).append(side)
     lines = {
         label: [side for side in each if not isinstance(found.right(side), str)]
@@ -180,7 +182,7 @@ def curves(found: Answered, page: Page) -> Any:
         labels,
         fontsize=8,
         loc="outside lower center",
-        ncols=2 * columns + 1,
+        ncols=2 * columns + (max(map(len, labels)) < 24),
         frameon=False,
     )
     return figure
