@@ -113,19 +113,14 @@ def curves(found: Answered, page: Page) -> Any:
     """Accuracy over budgets of every setting that is claimed about at three or more (None: none).
 
     One panel of all questions, and one of each set of kinds that a claim is about. Tokens are
-    those counted in the runs. Settings that state their budget themselves, as presets and
-    schedules do, make one curve for each method.
+    those counted in the runs.
     """
     from matplotlib.figure import Figure
 
     lines: dict[str, list[Side]] = {}
     for side in page.sides(SCENES):
         if side.settings:
-            one = side.settings[0]
-            label = side.label
-            if one.keep is None:
-                label = label.replace(one.label, f"{one.method}, own schedule")
-            lines.setdefault(label, []).append(side)
+            lines.setdefault(side.curve, []).append(side)
     lines = {
         label: [side for side in each if not isinstance(found.right(side), str)]
         for label, each in lines.items()

@@ -77,10 +77,21 @@ class Side:
     @property
     def label(self) -> str:
         """The method with what was set, without the budget."""
-        if not self.settings:
-            return self.method
+        return f"{self.settings[0].label}{self._chosen}" if self.settings else self.method
+
+    @property
+    def curve(self) -> str:
+        """The curve over budgets that it is a point of; of something attached only.
+
+        What states its budgets itself, in presets or schedules, has one for its method.
+        """
         one = self.settings[0]
-        return f"{one.label}, chosen at the first turn" if one.turns == FIRST else one.label
+        name = f"{one.method}, own schedule" if one.keep is None else one.label
+        return f"{name}{self._chosen}"
+
+    @property
+    def _chosen(self) -> str:
+        return ", chosen at the first turn" if self.settings[0].turns == FIRST else ""
 
 
 @dataclasses.dataclass(frozen=True)

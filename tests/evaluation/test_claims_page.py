@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.claims import __main__ as command
-from benchmarks.claims import cls_attention
+from benchmarks.claims import cls_attention, tables
 from benchmarks.claims.kinds import KINDS
 from benchmarks.claims.prefill import prefill
 from benchmarks.claims.stored import attention_evidence
@@ -224,6 +224,45 @@ def test_a_page_of_one_model_says_so(
     text = (tmp_path / "paper.md").read_text()
     assert "- **One model** for large" not in text and "- **One model**: what is sure" in text
     assert "| Scenes | 1 | " in text
+
+
+def test_curves_stand_over_the_tokens_that_were_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "scenes", dataclasses.replace(KINDS["scenes"], drawn=questions))
+    claim = """
+        [[parts.claims]]
+        source = "Figure 1"
+        says = "is better"
+        better = "uniform"
+        worse = { method = "fastv:layer=1,schedule=[%s]", turns = "%s" }
+        keep = %s
+        """
+    shares = [("0.8", "first"), ("0.4", "first"), ("0.2", "first"), ("0.12", "each")]
+    sides = "".join(claim % (share, turns, share) for share, turns in shares)
+    text = 'title = "A paper"\ntext = "Its."\n[[parts]]\ntitle = "S"\ndata = "scenes"\ntext = "."\n'
+    (tmp_path / "paper.toml").write_text(text + sides)
+    drawn: list[Any] = []
+
+    def kept(found: Any, page: Any) -> Any:
+        drawn.append(tables.curves(found, page))
+        return drawn[-1]
+
+    monkeypatch.setattr("benchmarks.claims.page.curves", kept)
+    places = ["--claims", str(tmp_path), "--store", str(tmp_path), "--out", str(tmp_path)]
+    result = run(folder, "--model", str(folder / "seed0"), "--dialogues", "2", *places)
+    assert result.exit_code == 0, result.output
+    (panel,) = drawn[0].axes
+    points = {each.get_label(): each[0].get_xdata() for each in panel.containers}
+    # What chose at each turn is another curve, of one point: not drawn.
+    assert set(points) == {"uniform", "fastv, own schedule, chosen at the first turn"}
+    layers = FAMILIES["llava"].build().config.text_config.num_hidden_layers
+    (fastv,) = (x for label, x in points.items() if "fastv" in label)
+    # The first layer runs on all tokens. Curves are a hundredth apart, to tell bars apart.
+    assert fastv == pytest.approx(
+        [100 * (1 + share * (layers - 1)) / layers for share in (0.2, 0.4, 0.8)], rel=0.02
+    )
+    assert points["uniform"] == pytest.approx([12, 20, 40, 80], rel=0.02)
 
 
 def test_models_that_look_at_nothing_carry_no_claim(folder: Path, tmp_path: Path) -> None:
