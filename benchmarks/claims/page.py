@@ -192,6 +192,12 @@ def _made(
         "that share of it; one to lose less than so much holds if the difference lies above minus "
         "that. The least p that the resamples can give, with so many claims, stands in many rows."
     )
+    if largest > 1:
+        lines.append(
+            "- *These alone* is the verdict as if the models that were asked were all there are: "
+            "the dialogues' doubt by itself, corrected likewise. What holds so and is *open* is "
+            "sure of these models' mean; they differ too much to say what another would do."
+        )
     if alone := [KINDS[kind].title for kind, each in models.items() if len(each) == 1]:
         of = f" for {', '.join(alone)}" if largest > 1 else ""
         lines.append(
@@ -220,21 +226,25 @@ def _models_of(data: str, models: Table[str, Sequence[Asked]]) -> int:
 
 def _counts(by_part: Table[str, Sequence[Verdict]], models: Table[str, int]) -> str:
     """Verdicts by part, added up over parts that are judged on as many models."""
-    lines = [
-        f"| | models | {' | '.join(verdicts.WORDS)} |",
-        "| --- | --- | " + " | ".join("---" for _ in verdicts.WORDS) + " |",
-    ]
-    totals: dict[int, Counter[str]] = {}
+    # Of one model both are the same.
+    alone = (verdicts.HOLDS, verdicts.REVERSED) if max(models.values(), default=0) > 1 else ()
+    head = ["models", *verdicts.WORDS, *(f"these alone: {word}" for word in alone)]
+    lines = [f"| | {' | '.join(head)} |", "| --- |" + " --- |" * len(head)]
+    totals: dict[int, Counter[tuple[bool, str]]] = {}
+
+    def row(title: str, count: int, own: Counter[tuple[bool, str]]) -> list[str]:
+        judged = [own[False, word] for word in verdicts.WORDS]
+        return [title, *map(str, (count, *judged, *(own[True, word] for word in alone)))]
+
     for title, each in by_part.items():
-        own = Counter(verdict.word for verdict in each)
+        own = Counter((False, verdict.word) for verdict in each)
+        own.update((True, verdict.alone) for verdict in each)
         totals.setdefault(models[title], Counter()).update(own)
-        cells = [str(models[title]), *(str(own[word]) for word in verdicts.WORDS)]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(row(title, models[title], own))} |")
     for count, total in sorted(totals.items(), reverse=True):
-        if not count:
-            continue  # a sum over what was not asked
-        cells = [str(count), *(str(total[word]) for word in verdicts.WORDS)]
-        lines.append(f"| **all** | {' | '.join(f'**{cell}**' for cell in cells)} |")
+        if count:  # no sum over what was not asked
+            cells = " | ".join(f"**{cell}**" for cell in row("all", count, total))
+            lines.append(f"| {cells} |")
     return "\n".join(lines)
 
 

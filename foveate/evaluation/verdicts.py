@@ -175,6 +175,7 @@ class Verdict:
     Attributes:
         claim: the claim.
         word: "holds", "reversed", "open" or "out of reach".
+        alone: the word as if these models were all there are, from the doubt about the dialogues.
         better, worse: accuracy of both sides, means over the models.
         difference: (`better` minus `of` times `worse`, low, high), 95 %.
         p: two-sided, corrected for all claims of the page.
@@ -184,6 +185,7 @@ class Verdict:
 
     claim: Claim
     word: str
+    alone: str = OUT_OF_REACH
     better: float = 0.0
     worse: float = 0.0
     difference: Interval | None = None
@@ -264,24 +266,26 @@ def _verdict(claim: Claim, seen: Evidence, interval: Interval, p: float, here: f
     asked, models = seen.asked.sum(), len(seen.better)
     side = HOLDS if interval[0] > claim.least else REVERSED
     word = side if p < SURE else OPEN
+    alone = word if models == 1 else side if here < SURE else OPEN
     why = ""
     if word == OPEN:
         why = f"too little for {len(seen.asked)} dialogue{'s' * (len(seen.asked) > 1)}"
-        if models > 1 and here < SURE:
+        if alone != word:
             way = "as claimed" if side == HOLDS else "the other way"
             why = f"{way} with these {models} models surely, but they differ too much"
     elif word == REVERSED and len(seen.kinds) > 1:
         worst = sorted(seen.kinds.items(), key=lambda each: each[1])[:3]
         why = "lost most in " + ", ".join(f"{kind} ({gain:+.3f})" for kind, gain in worst)
-    alone = (seen.better - claim.of * seen.worse).sum(1) / asked
+    by_model = (seen.better - claim.of * seen.worse).sum(1) / asked
     return Verdict(
         claim,
         word,
+        alone,
         float(seen.better.sum() / (models * asked)),
         float(seen.worse.sum() / (models * asked)),
         interval,
         p,
-        tuple(alone.tolist()),
+        tuple(by_model.tolist()),
         why,
     )
 
@@ -290,7 +294,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as a table."""
     several = any(len(each.models) > 1 for each in verdicts)
     head = ["where", "it says", "the paper's numbers", "here", "difference [95 %]", "p"]
-    head += ["by model"] * several + ["verdict"]
+    head += ["by model", "these alone"] * several + ["verdict"]
     lines = [f"| {' | '.join(head)} |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for each in verdicts:
         claim, cells = each.claim, [""] * 3
@@ -301,7 +305,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
                 f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
                 f"{each.p:.2g}",
             ]
-        cells += [", ".join(f"{one:+.3f}" for one in each.models)] * several
+        cells += [", ".join(f"{one:+.3f}" for one in each.models), each.alone] * several
         row = [claim.source, claim.says, claim.paper, *cells, f"**{each.word}**"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -84,8 +84,9 @@ def test_a_claim_holds_is_reversed_open_or_out_of_reach(tmp_path: Path) -> None:
     assert found[4].why == "divprune: not asked"
     assert "colour (-1.000)" in found[1].why
     table = markdown(found).splitlines()
-    assert {line.count("|") for line in table} == {9}
+    assert {line.count("|") for line in table} == {10}
     assert [line.split("**")[1] for line in table[2:]] == words
+    assert [each.alone for each in found] == words
 
 
 def test_what_models_do_not_share_is_open_and_says_so(tmp_path: Path) -> None:
@@ -95,11 +96,14 @@ def test_what_models_do_not_share_is_open_and_says_so(tmp_path: Path) -> None:
     claim = Claim("A", "better", side("pool"), side("uniform"))
     (all_of_them,) = judge([claim], [seen], resamples=2000)
     assert all_of_them.word == OPEN
+    assert all_of_them.alone == HOLDS
+    assert markdown([all_of_them]).endswith("| +0.900, +0.800, -0.100 | holds | **open** |")
     assert all_of_them.why == "as claimed with these 3 models surely, but they differ too much"
     first = Evidence(seen.better[:1], seen.worse[:1], seen.asked)
     (one,) = judge([claim], [first], resamples=2000)
     assert one.word == HOLDS  # of that model, as the page says
-    assert "by model" not in markdown([one])
+    assert one.alone == HOLDS
+    assert "by model" not in markdown([one]) and "these alone" not in markdown([one])
 
 
 def test_many_claims_are_corrected_together() -> None:

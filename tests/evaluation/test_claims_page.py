@@ -117,7 +117,8 @@ def test_a_page_is_made_of_runs_and_again_of_what_is_stored(
     text = (folder / "paper.md").read_text()
     assert "2 models: seed0 (llava" in text and "seed1 (llava" in text
     assert "Student's t" in text and "One model" not in text
-    assert "| Scenes | 2 | 0 | 0 |" in text and "| Tiles | 0 | 0 | 0 | 0 | 1 |" in text
+    assert "| Scenes | 2 | 0 | 0 |" in text and "| Tiles | 0 | 0 | 0 | 0 | 1 | 0 | 0 |" in text
+    assert "out of reach | these alone: holds | these alone: reversed |" in text
     assert "| **all** | **2** | " in text and "| **all** | **0** | " not in text
     assert str(folder) not in text  # a page knows nobody's paths
     words = [line.split("**")[1] for line in text.splitlines() if line.endswith("** |")]
