@@ -33,6 +33,7 @@ from foveate.training.learning import train
 from foveate.training.losses import Weights
 from foveate.training.processes import Process
 from foveate.training.recipe import Recipe
+from foveate.training.start import pca_start
 from foveate.training.student import Student, eq10, frozen
 from foveate.training.teacher import Teacher
 from foveate.training.trainer import (
@@ -189,11 +190,13 @@ def test_only_the_compressor_is_a_parameter(teacher: Teacher) -> None:
 def test_it_learns_saves_and_does_nothing_twice(teacher: Teacher, tmp_path: Path) -> None:
     told: list[Progress] = []
     before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
-    recipe = dataclasses.replace(TINY, steps=12, rate=1e-2, collapse=0.0, entropy=0.0)
-    first = run(teacher, tmp_path, recipe, tell=told.append)
+    recipe = dataclasses.replace(TINY, steps=12, rate=3e-3, collapse=0.0, entropy=0.0)
+    # From these few dialogues a random start learns or does not, by the processor's rounding.
+    how = {"start": pca_start(2.0), "validation": scenes()[:8], "tell": told.append}
+    first = run(teacher, tmp_path, recipe, **how)
     assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
     losses = [each.values["eval_prediction_0.1"] for each in told if "eval_loss" in each.values]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 6 and losses[-1] < 0.6 * losses[0]
     assert first.values["eval_prediction_0.1"] == losses[-1]
     steps = [each for each in told if "prediction" in each.values]
     assert [each.step for each in steps] == list(range(1, 13))
@@ -209,11 +212,11 @@ def test_it_learns_saves_and_does_nothing_twice(teacher: Teacher, tmp_path: Path
     assert "optimiser: adamw" in card and "eval loss" in card
     stamp = (first.folder / "compressor.safetensors").stat().st_mtime_ns
     told.clear()
-    again = run(teacher, tmp_path, recipe, tell=told.append)
+    again = run(teacher, tmp_path, recipe, **how)
     assert not told and again.values == first.values
     assert (first.folder / "compressor.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(SavedFileError, match="it differs in recipe") as error:
-        run(teacher, tmp_path, dataclasses.replace(recipe, rate=0.5))
+        run(teacher, tmp_path, dataclasses.replace(recipe, rate=0.5), **how)
     assert len(str(error.value).splitlines()) <= 4
 
 
