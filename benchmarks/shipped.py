@@ -38,6 +38,7 @@ COMMANDS = {
     "reference-tiles/metacompress": "--data tiles --count 500 --steps 200 --set pool=2d "
     "--start pca --sharpness 30 --whiten --optimiser adamw --rate 2e-4 --schedule cosine "
     "--keep 10% --keep 5%",
+    "reference-tiles/relevance": "--data tiles --data clips --count 300 --bf16",
     "reference-tiles/seek": "--data tiles --data clips --count 600 --weighting mean "
     "--set inner=128 --set small=64 --epochs 12 --batch 64 --rate 1.5e-3 --schedule cosine",
 }
