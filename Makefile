@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN = $(VENV)/bin
 OLDEST = .venv-oldest
 EXTRAS = vision,web,browser,train,dev
-OLDEST_EXTRAS = vision,dev
+OLDEST_EXTRAS = vision,train,dev
 
 # One thread for each test process: the tests' tensors are too small to gain from more.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS)

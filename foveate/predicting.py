@@ -114,4 +114,5 @@ class RelevancePredictor(LearnedCompressor):
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """P of the tokens that score highest."""
         m = tokens.n if keep is None else keep
-        return Mapping.select(ops.top(self.score(tokens), m).sort().values, tokens.n)
+        with torch.no_grad():  # which tokens score highest has no gradient
+            return Mapping.select(ops.top(self.score(tokens), m).sort().values, tokens.n)

@@ -352,6 +352,9 @@ class Decoder:
         decision, row = self.decision, live.placed.row
         assert decision.inside is not None
 
+        # Nothing is kept for a backward pass: where layer hooks run again in a checkpoint's
+        # recomputation, which asks no method, the counts of kept tensors would differ.
+        @torch.no_grad()
         def look() -> VisualTokens:
             text = torch.tensor(live.text, dtype=torch.long)
             text = text if where is None else where[row][text]
@@ -359,8 +362,8 @@ class Decoder:
                 live,
                 now,
                 layer,
-                hidden[at].detach(),
-                hidden[text.to(hidden.device)].detach(),
+                hidden[at],
+                hidden[text.to(hidden.device)],
                 {
                     read: decision.looks_of(live, now, each, table, where)
                     for read, each in looked.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import foveate
 from foveate import reference
@@ -73,6 +73,21 @@ def test_the_net_of_its_kind_ranks(is_video: bool, keep: int, kept: list[int] | 
     mapping = made()(picture(is_video=is_video), keep)
     assert mapping.is_selection
     assert mapping.anchors.tolist() == (kept or [0, 1, 2, 3])
+
+
+def test_a_choice_leaves_nothing_to_a_backward_pass() -> None:
+    """A checkpoint's recomputation takes the choice as it is, and counts what was kept for both."""
+    method, stored = made(), []
+
+    def note(x: Tensor) -> Tensor:
+        stored.append(x)
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        method(picture(), 2)
+        assert not stored
+        method.score(picture())
+        assert stored
 
 
 def test_the_net_is_given_the_scaled_attention() -> None:
