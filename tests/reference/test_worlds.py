@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -51,6 +55,40 @@ def test_the_first_world_is_as_it_was() -> None:
     assert np.bincount(drawn.owners.ravel()).tolist() == AREAS
     # Control: another scene is none of this.
     assert np.bincount(scene(8, "test").owners.ravel()).tolist() != AREAS
+
+
+DRAWS = """
+import hashlib
+import numpy as np
+from foveate.reference import clip_samples, rendering, scenes, tiled_samples
+drawn = [scenes.scene(seed, "test").pixels for seed in (100, 318)]
+drawn += [np.asarray(sample.image) for sample in tiled_samples("test", 3)]
+drawn += [np.asarray(frame) for sample in clip_samples("test", 2) for frame in sample.frames]
+values = np.random.default_rng(0).standard_normal((20, 20), dtype=np.float32) * 7.3
+weights = rendering.interpolation(20, 64)
+for each in (np.concatenate([one.ravel() for one in drawn]), weights @ values @ weights.T):
+    print(hashlib.sha256(each.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="names kernels of OpenBLAS"
+)
+def test_the_order_of_sums_on_a_processor_changes_no_picture() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", DRAWS],
+            env=os.environ | {"OPENBLAS_CORETYPE": kernels},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for kernels in ("Nehalem", "Haswell")
+    ]
+    (pictures, products), (others, other_products) = found
+    assert pictures == others
+    # Control: a matrix product would have changed the first picture.
+    assert products != other_products
 
 
 def test_unknown_world_suggests() -> None:
