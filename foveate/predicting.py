@@ -91,8 +91,9 @@ class RelevancePredictor(LearnedCompressor):
         """A net of each kind."""
         return nn.ModuleDict({kind: self.net_of_kind(width) for kind in self.kinds})
 
+    @torch.no_grad()
     def score(self, tokens: VisualTokens) -> Float[Tensor, " n"]:
-        """What ranks the tokens of one picture.
+        """What ranks the tokens of one picture: without a gradient, which a choice does not have.
 
         Raises:
             StageNotAvailable: there is no net for pictures of its kind.
@@ -114,5 +115,4 @@ class RelevancePredictor(LearnedCompressor):
     def __call__(self, tokens: VisualTokens, keep: int | None) -> Mapping:
         """P of the tokens that score highest."""
         m = tokens.n if keep is None else keep
-        with torch.no_grad():  # which tokens score highest has no gradient
-            return Mapping.select(ops.top(self.score(tokens), m).sort().values, tokens.n)
+        return Mapping.select(ops.top(self.score(tokens), m).sort().values, tokens.n)

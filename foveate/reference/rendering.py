@@ -16,7 +16,7 @@ _COARSE, _MIDDLE = 4, 19
 
 
 @cache
-def neighbours(knots: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbours(knots: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of `knots` evenly spaced values, the two around each pixel.
 
     Returns:
@@ -27,26 +27,22 @@ def neighbours(knots: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return low, (1 - (at - low)).astype(np.float32), (at - low).astype(np.float32)
 
 
-@cache
-def interpolation(knots: int, side: int) -> np.ndarray:
-    """Linear interpolation from `knots` evenly spaced values to pixels: float[side, knots]."""
-    weights = np.zeros((side, knots), np.float32)
-    low, here, there = neighbours(knots, side)
-    weights[np.arange(side), low] = here
-    weights[np.arange(side), low + 1] = there
-    return weights
+def _along(axis: int, knots: np.ndarray, side: int) -> np.ndarray:
+    low, here, there = _neighbours(knots.shape[axis], side)
+    knots = np.moveaxis(knots, axis, -1)
+    # Of float32 the float64 product is exact, so that what is added is rounded once.
+    upper = knots[..., low + 1].astype(np.float64) * there
+    return np.moveaxis((knots[..., low] * here + upper).astype(knots.dtype), -1, axis)
 
 
-def between(values: np.ndarray, side: int) -> np.ndarray:
-    """Linear interpolation of float32[knots, n] to float32[side, n], the same on every processor.
+def interpolated(knots: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[rows, columns, ..] to [height, width, ..] linearly, the same on every processor.
 
     A matrix product sums in the order that suits the processor, and one pixel of some hundred
-    pictures would differ by one. The float64 product is exact, so that what is added is rounded
-    once, as by the fused multiply-add of the processors that drew what the shipped models know.
+    pictures would differ by one. What is rounded here is what the fused multiply-add of the
+    processors rounded that drew what the shipped models know.
     """
-    low, here, there = neighbours(len(values), side)
-    upper = values[low + 1].astype(np.float64) * there[:, None]
-    return (values[low] * here[:, None] + upper).astype(np.float32)
+    return _along(1, _along(0, knots, height), width)
 
 
 def mottled(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -59,9 +55,8 @@ def mottled(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     base = rng.uniform(90, 165) + rng.normal(0, 8, 3)
     coarse = rng.standard_normal((rows, columns, 3), dtype=np.float32) * (14, 14, 14)
     middle = rng.standard_normal((fine_rows, fine_columns), dtype=np.float32) * rng.uniform(4, 12)
-    down, across = interpolation(rows, height), interpolation(columns, width)
-    field = np.einsum("yi,ijc,xj->yxc", down, coarse, across, optimize=True)
-    mottling = between(between(middle, height).T, width).T
+    field = interpolated(coarse, width, height)
+    mottling = interpolated(middle, width, height)
     return (base + field + mottling[..., None]).astype(np.float32)
 
 

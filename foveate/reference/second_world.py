@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.reference.layout import Arrangement, Propose, anywhere
-from foveate.reference.rendering import Style, interpolation
+from foveate.reference.rendering import Style, interpolated
 
 HUES: dict[str, tuple[int, int, int]] = {
     "red": (190, 20, 66),
@@ -95,7 +95,7 @@ def _gradient(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 def _blotches(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     rows, columns = max(3, height // 12), max(3, width // 12)
     knots = rng.standard_normal((rows, columns))
-    smooth = interpolation(rows, height) @ knots @ interpolation(columns, width).T
+    smooth = interpolated(knots, width, height)
     return 0.5 + 0.5 * np.clip(3 * smooth, -1, 1)
 
 

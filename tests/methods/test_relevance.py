@@ -86,7 +86,11 @@ def test_a_choice_leaves_nothing_to_a_backward_pass() -> None:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         method(picture(), 2)
         assert not stored
-        method.score(picture())
+        # Control: what training asks of the net.
+        assert isinstance(method.net, nn.ModuleDict)
+        seen = {name: x[None] for name, x in method.observe(picture()).items()}
+        there = {name: torch.ones(x.shape[:2], dtype=torch.bool) for name, x in seen.items()}
+        method.logits(method.net["image"], seen, there)
         assert stored
 
 

@@ -65,7 +65,7 @@ drawn = [scenes.scene(seed, "test").pixels for seed in (100, 318)]
 drawn += [np.asarray(sample.image) for sample in tiled_samples("test", 3)]
 drawn += [np.asarray(frame) for sample in clip_samples("test", 2) for frame in sample.frames]
 values = np.random.default_rng(0).standard_normal((20, 20), dtype=np.float32) * 7.3
-weights = rendering.interpolation(20, 64)
+weights = rendering.interpolated(np.eye(20, dtype=np.float32), 20, 64)
 for each in (np.concatenate([one.ravel() for one in drawn]), weights @ values @ weights.T):
     print(hashlib.sha256(each.tobytes()).hexdigest())
 """
