@@ -43,6 +43,13 @@ def test_rows_by_hand() -> None:
     assert weights(method()).numpy() == near([1, 2, 4, 8], [1, 8, 64, 512])
 
 
+def test_queries_and_keys_have_parameters_of_their_own() -> None:
+    made = method()
+    assert isinstance(made.net, Generator)
+    made.net.key.data = rows([2, 0, 0, 0])
+    assert weights(made).numpy() == near([1, 4, 16, 64], [1, 64, 64**2, 64**3])
+
+
 def test_the_kernel_is_what_a_query_averages() -> None:
     # Around 1: 0, 1, 2, whose mean is 1. Around 3: 2 and 3, for there is no 4; their mean is 2.5.
     found = weights(method(2.0, kernel=3))
@@ -76,6 +83,9 @@ def test_places_are_told_by_their_scale() -> None:
     assert weights(method(), x=alike).numpy() == near([1, 1], [1, 1])
     told = weights(method(position_scale=1 / math.sin(1)), x=alike)
     assert told.numpy() == near([1, 1], [1, 2])
+    # 1 and 1 become 1 and 2: the embedding is added.
+    told = weights(method(position_scale=1 / math.sin(1)), x=rows([1], [1]))
+    assert told.numpy() == near([1, 2], [1, 4])
 
 
 def test_the_published_start() -> None:
