@@ -8,6 +8,34 @@ import pytest
 from foveate.evaluation import stats
 
 
+def test_the_difference_by_hand() -> None:
+    gain, asked = np.array([2.0, 1.0]) - np.array([3.0, 0.0]), np.array([3.0, 3.0])
+    # Gains -1 and +1 of three questions each. Resampling two dialogues gives both the first
+    # (1/4: -2/6), one of each (1/2: 0) or both the second (1/4: +2/6).
+    value, low, high = stats.difference(gain, asked)
+    assert value == 0
+    assert (round(low, 4), round(high, 4)) == (-0.3333, 0.3333)
+    # A level that cuts off more than a quarter on either side leaves nothing but 0.
+    assert stats.difference(gain, asked, level=0.4) == (0, 0, 0)
+
+
+def test_no_difference_has_no_interval() -> None:
+    assert stats.difference(np.zeros(5), np.ones(5)) == (0, 0, 0)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        asked = np.full(80, 3.0)
+        base = rng.binomial(3, 0.6, 80).astype(float)
+        right = rng.binomial(3, 0.5, 80).astype(float)
+        _, low, high = stats.difference(right - base, asked, seed=trial, resamples=400)
+        covered += low <= -0.1 <= high
+    # Binomial(200, 0.95) lies in 178..199 with probability 0.999.
+    assert 178 <= covered <= 199
+
+
 def test_one_model_is_the_paired_bootstrap() -> None:
     rng = np.random.default_rng(0)
     gains = rng.integers(-1, 2, (1, 200)).astype(float) + 0.1
